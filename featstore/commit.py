@@ -1,0 +1,238 @@
+"""Writing a store: utterances gather in memory and are committed part by part.
+
+A part is written, synced, and only then named in the index: the rename of its index table is the commit.
+A kill at any moment loses what was not committed yet and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+from numpy.typing import ArrayLike, NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec
+
+from featstore import layout
+from featstore.layout import StoreError
+from featstore.store import Store
+from featstore.types import FeatureSpec, Utterance
+
+#: A part is committed when it holds this much …
+PART_BYTES = 64 << 20
+#: … or when its first utterance has waited this long: what a kill can cost.
+PART_SECONDS = 60.0
+#: Rows of a chunk never pass this many bytes (one 85-minute meeting in float16 is 65 MB).
+CHUNK_BYTES = 128 << 20
+
+
+def writer(path: str | PathLike[str], spec: FeatureSpec, **settings: float) -> Writer:
+    """Open a store for adding one feature; makes the store if there is none. Use as a context manager.
+
+    Any number of writers, on any number of machines, may add to one store at once.
+
+    Raises
+    ------
+    FingerprintMismatch : the store holds another feature under ``spec.name``.
+    OSError : no permission, no space.
+    """
+    return Writer(Path(path), spec, **settings)
+
+
+class Writer:
+    """See `writer`."""
+
+    def __init__(
+        self, path: Path, spec: FeatureSpec, part_bytes: int = PART_BYTES, part_seconds: float = PART_SECONDS
+    ) -> None:
+        layout.create(path, spec)
+        self.path, self.spec = path, spec
+        self._part_bytes, self._part_seconds = part_bytes, part_seconds
+        self._store = Store(path)
+        self._added: set[str] = set()
+        # Unique without asking anyone: time first, so that names sort in the order of writing.
+        self._name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.urandom(4).hex()}"
+        self._count = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._utterances: list[Utterance] = []
+        self._frames: list[NDArray] = []
+        self._bytes = 0
+        self._since_s = 0.0
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        # Whole utterances are worth keeping even when something else went wrong; a failed commit is not tried twice.
+        if not isinstance(error, OSError):
+            self.commit()
+
+    def missing(self, utterances: Iterable[Utterance]) -> list[Utterance]:
+        """Those of `utterances` that this feature does not hold yet, in their order."""
+        there = self._store.index(self.spec.name).rows
+        return [u for u in utterances if u.id not in there and u.id not in self._added]
+
+    def add(self, utterance: Utterance, frames: ArrayLike) -> None:
+        """Add one utterance's frames, shape (frames, dim); they are on disk after the next commit.
+
+        Raises
+        ------
+        ValueError : no frames, another dim, NaN or infinity, values a float16 cannot hold, an id that is there
+            already, or an id that the store knows with other facts (speaker, recording, …).
+        """
+        array = np.asarray(frames)
+        what = f"utterance {utterance.id!r}, feature {self.spec.name!r}"
+        if array.ndim != 2 or array.shape[1] != self.spec.dim or not len(array):
+            raise ValueError(f"{what}: expected frames of shape (1 or more, {self.spec.dim}), found {array.shape}")
+        largest = float(np.abs(array).max())  # NaN and infinity pass through max
+        limit = float(np.finfo(self.spec.dtype).max)
+        if not largest <= limit:
+            raise ValueError(f"{what}: frames must be finite and within ±{limit:g} ({self.spec.dtype}), found {largest}")
+        if utterance.id in self._added or utterance.id in self._store.index(self.spec.name).rows:
+            raise ValueError(f"{what}: already in {self.path}; an id can be added once")
+        self._check_facts(utterance)
+        if not self._utterances:
+            self._since_s = time.monotonic()
+        self._added.add(utterance.id)
+        self._utterances.append(utterance)
+        self._frames.append(array.astype(np.dtype(self.spec.dtype).newbyteorder("<"), order="C"))
+        self._bytes += self._frames[-1].nbytes
+        if self._bytes >= self._part_bytes or time.monotonic() - self._since_s >= self._part_seconds:
+            self.commit()
+
+    def _check_facts(self, utterance: Utterance) -> None:
+        if utterance.id not in self._store:
+            return
+        there = self._store.utterance(utterance.id)
+        for name in ("recording", "speaker", "split", "turns"):
+            old, new = getattr(there, name), getattr(utterance, name)
+            if old != new:
+                raise ValueError(
+                    f"utterance {utterance.id!r}: {self.path} already knows it with {name} {str(old)[:80]!r}, "
+                    f"found {str(new)[:80]!r}; one id must mean one utterance"
+                )
+
+    def commit(self) -> None:
+        """Write what was added since the last commit as one part; nothing to do if nothing was.
+
+        Raises
+        ------
+        OSError : no space, no permission, …; the part is removed again, earlier parts stay as they are.
+        """
+        if not self._utterances:
+            return
+        part = f"{self._name}-{self._count:05d}"
+        self._count += 1
+        folder = layout.feature_dir(self.path, self.spec.name) / part
+        try:
+            index, utterances, seal = self._write_part(folder)
+            layout.write_atomically(layout.utterances_dir(self.path) / f"{part}.parquet", utterances)
+            layout.write_atomically(folder / "zarr.json", seal)
+            for root, _, files in os.walk(folder):
+                for name in files:
+                    layout.sync(Path(root, name))
+                layout.sync(Path(root))
+            layout.sync(folder.parent)
+            layout.write_atomically(layout.index_dir(self.path, self.spec.name) / f"{part}.parquet", index)
+        except BaseException:
+            if not (layout.index_dir(self.path, self.spec.name) / f"{part}.parquet").exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                (layout.utterances_dir(self.path) / f"{part}.parquet").unlink(missing_ok=True)
+            raise
+        self._clear()
+
+    def _write_part(self, folder: Path) -> tuple[bytes, bytes, bytes]:
+        frames = np.concatenate(self._frames)
+        num = np.array([len(f) for f in self._frames], dtype=np.int64)
+        mean, std = pool(self._frames)
+        chunks = _write_array(folder, "frames", frames, CHUNK_BYTES)
+        chunks |= _write_array(folder, "mean", mean) | _write_array(folder, "std", std)
+        ids = [u.id for u in self._utterances]
+        index = parquet_bytes(pa.table([ids, np.cumsum(num) - num, num], schema=layout.INDEX_SCHEMA))
+        utterances = parquet_bytes(utterance_table(self._utterances))
+        attributes = {
+            "fingerprint": self.spec.fingerprint,
+            "chunk_crc32c": chunks,
+            "sha256": {
+                "index": hashlib.sha256(index).hexdigest(),
+                "utterances": hashlib.sha256(utterances).hexdigest(),
+                **{n: hashlib.sha256((folder / n / "zarr.json").read_bytes()).hexdigest() for n in layout.ARRAYS},
+            },
+        }
+        return index, utterances, layout.group_json(layout.sealed(attributes))
+
+
+def pool(frames: list[NDArray]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation over each utterance's frames, each (utterances, dim); sums in float64."""
+    wide = [f.astype(np.float64) for f in frames]
+    return np.stack([f.mean(0) for f in wide]).astype("<f4"), np.stack([f.std(0) for f in wide]).astype("<f4")
+
+
+def _write_array(folder: Path, name: str, data: NDArray, chunk_bytes: int | None = None) -> dict[str, int]:
+    """Write a Zarr array of as few equal chunks as fit; returns each chunk's CRC32C by its path in the part."""
+    rows, row_bytes = len(data), data[0].nbytes
+    count = -(-rows * row_bytes // chunk_bytes) if chunk_bytes else 1
+    chunk_rows = -(-rows // count)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        array = zarr.create_array(
+            store=str(folder),
+            name=name,
+            shape=data.shape,
+            chunks=(chunk_rows, *data.shape[1:]),
+            dtype=data.dtype,
+            serializer=BytesCodec(endian="little"),
+            filters=None,
+            compressors=Crc32cCodec(),
+            fill_value=0,
+            config={"write_empty_chunks": True},
+        )
+    array[:] = data
+    crcs = {}
+    for i in range(-(-rows // chunk_rows)):
+        key = f"{name}/c/{i}/0"
+        with open(folder / key, "rb") as file:
+            file.seek(-layout.CRC_BYTES, os.SEEK_END)
+            crcs[key] = int.from_bytes(file.read(), "little")
+    return crcs
+
+
+def utterance_table(utterances: Iterable[Utterance]) -> pa.Table:
+    """Utterances as the store's table."""
+    rows = [
+        {
+            "id": u.id,
+            "recording": u.recording,
+            "speaker": u.speaker,
+            "split": u.split,
+            "duration": u.duration_s,
+            "turns": [{"start": t.start_s, "end": t.end_s, "speaker": t.speaker} for t in u.turns],
+            "source": u.audio,
+            "start": u.start_s,
+        }
+        for u in utterances
+    ]
+    return pa.Table.from_pylist(rows, schema=layout.UTTERANCE_SCHEMA)
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+__all__ = ["StoreError", "Writer", "writer"]

@@ -1,0 +1,211 @@
+"""Where everything lies inside a store, and how its metadata is written and checked.
+
+docs/store-format.md describes the same in prose, for readers in other languages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from featstore.types import FeatureSpec
+
+VERSION = 1
+INDEX_SCHEMA = pa.schema([("id", pa.string()), ("first_frame", pa.int64()), ("num_frames", pa.int64())])
+UTTERANCE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("recording", pa.string()),
+        ("speaker", pa.string()),
+        ("split", pa.string()),
+        ("duration", pa.float64()),
+        ("turns", pa.list_(pa.struct([("start", pa.float64()), ("end", pa.float64()), ("speaker", pa.string())]))),
+        ("source", pa.string()),
+        ("start", pa.float64()),
+    ]
+)
+ARRAYS = ("frames", "mean", "std")
+#: Each chunk file ends with its CRC32C.
+CRC_BYTES = 4
+#: zarr.json files are a few kB; more is not ours and is not read.
+MAX_JSON_BYTES = 1 << 20
+
+
+class StoreError(ValueError):
+    """A store cannot be opened, read or written as asked; the text says why and what to do."""
+
+
+class FingerprintMismatch(StoreError):
+    """Two different features under one name."""
+
+
+def group_dir(store: Path) -> Path:
+    return store / "features.zarr"
+
+
+def feature_dir(store: Path, feature: str) -> Path:
+    return group_dir(store) / feature
+
+
+def index_dir(store: Path, feature: str) -> Path:
+    return store / "index" / feature
+
+
+def utterances_dir(store: Path) -> Path:
+    return store / "utterances"
+
+
+def canonical(data: Any) -> bytes:
+    """The one way we write JSON, so that any change of a byte shows."""
+    return (json.dumps(data, sort_keys=True, indent=2) + "\n").encode()
+
+
+def group_json(attributes: dict[str, Any]) -> bytes:
+    """zarr.json of a Zarr v3 group."""
+    return canonical({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def sealed(attributes: dict[str, Any]) -> dict[str, Any]:
+    """`attributes` with a digest of themselves under "seal"."""
+    return {**attributes, "seal": hashlib.sha256(canonical(attributes)).hexdigest()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a zarr.json.
+
+    Raises
+    ------
+    StoreError : missing, larger than 1 MiB, not JSON, not an object.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise StoreError(f"{path}: larger than {MAX_JSON_BYTES} bytes, so no metadata of a store; not read")
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(f"{path}: missing") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"{path}: not JSON ({error}); run: featstore verify") from None
+    if not isinstance(data, dict):
+        raise StoreError(f"{path}: expected a JSON object, found {type(data).__name__}")
+    return data
+
+
+def check_version(store: Path) -> None:
+    """Refuse what is not a store, or a store of another version.
+
+    Raises
+    ------
+    StoreError
+    """
+    root = group_dir(store) / "zarr.json"
+    if not root.exists():
+        what = "no such folder" if not store.exists() else "not a store (no features.zarr/zarr.json in it)"
+        raise StoreError(f"{store}: {what}; make one with: featstore extract MANIFEST --store {store} --feature mimi")
+    attributes = read_json(root).get("attributes")
+    found = attributes.get("whowhen_store") if isinstance(attributes, dict) else None
+    if found != VERSION:
+        raise StoreError(
+            f"{store}: a store of version {found!r}, this program reads version {VERSION}; "
+            "use the whowhen release that wrote it, or export it there and import it here"
+        )
+
+
+def read_spec(store: Path, feature: str) -> FeatureSpec:
+    """The spec a feature was written with.
+
+    Raises
+    ------
+    StoreError : unreadable, or not the spec its fingerprint was taken of.
+    """
+    path = feature_dir(store, feature) / "zarr.json"
+    attributes = read_json(path).get("attributes")
+    try:
+        spec = FeatureSpec.from_json(attributes["spec"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise StoreError(f"{path}: no feature spec ({error}); run: featstore verify") from None
+    if spec.name != feature or spec.fingerprint != attributes.get("fingerprint"):
+        raise StoreError(f"{path}: the spec was edited: it no longer has the fingerprint it was written with")
+    return spec
+
+
+def create(store: Path, spec: FeatureSpec) -> None:
+    """Make the store and the feature's group where they are not there yet; safe against other writers.
+
+    Raises
+    ------
+    FingerprintMismatch : the store holds another feature under this name.
+    OSError : no permission, no space.
+    """
+    for folder in (feature_dir(store, spec.name), index_dir(store, spec.name), utterances_dir(store)):
+        folder.mkdir(parents=True, exist_ok=True)
+    _write_once(group_dir(store) / "zarr.json", group_json({"whowhen_store": VERSION}))
+    check_version(store)
+    group = group_json({"spec": spec.to_json(), "fingerprint": spec.fingerprint})
+    _write_once(feature_dir(store, spec.name) / "zarr.json", group)
+    found = read_spec(store, spec.name)
+    if found.fingerprint != spec.fingerprint:
+        raise FingerprintMismatch(
+            f"feature {spec.name!r} in {store} {_difference(found, spec)}; "
+            "appending would mix two models. Extract into a new store."
+        )
+
+
+def _difference(there: FeatureSpec, here: FeatureSpec) -> str:
+    a, b = there.to_json(), here.to_json()
+    if a["weights_sha256"] != b["weights_sha256"]:
+        return f"holds weights {a['weights_sha256'][:8]}…, this extractor has {b['weights_sha256'][:8]}…"
+    keys = [key for key in a if a[key] != b[key]]
+    return "; ".join(f"has {key} = {a[key]}, this extractor {b[key]}" for key in keys)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _write_synced(temporary, data)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync(path.parent)
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    """Like `write_atomically`, but the first writer wins (a link, unlike a rename, refuses to replace)."""
+    if path.exists():
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _write_synced(temporary, data)
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    for folder in list(path.parents)[:4]:
+        sync(folder)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
