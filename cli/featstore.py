@@ -1,0 +1,317 @@
+"""``featstore``: speech in, features out."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.errors import user_errors
+from cli.progress import bar
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+StoreOption = Annotated[Path, typer.Option(help="The store's folder.")]
+StoreArgument = Annotated[Path, typer.Argument(help="The store's folder.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+@app.callback()
+def main() -> None:
+    """Frame-level features of speech in a store that a laptop trains from."""
+
+
+@app.command()
+@user_errors()
+def extract(
+    manifest: Annotated[str, typer.Argument(help="NeMo JSONL file, folder of a saved HF dataset, or hf:NAME[@SPLIT].")],
+    store: StoreOption,
+    feature: Annotated[str, typer.Option(help="mimi, titanet, or the name another package gives its encoder.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="hf:REPO (a hub repository), PATH (a checkpoint), demo (small ones that come along) or random:SEED "
+            "(untrained; random:SEED:full in the published size). Without it: the published weights from the hub."
+        ),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps \\[auto].")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="auto, float32, float16 or bfloat16; auto halves only where it changes nothing.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of the encoder's own, key=value; may be repeated.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="For utterances whose manifest names no split.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads \\[all cores].")] = None,
+    batch_s: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds of audio a batch \\[60 on a CPU, 960 on CUDA].")
+    ] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: take every n-th batch from the i-th (0-based) on.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Add what is missing, or refuse a store that holds some already.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Run speech through an encoder and keep every frame.
+
+    Kill it whenever you like: the same command goes on where it was. Utterances that fail are listed in
+    STORE/failures.jsonl and the exit code is 1; the rest is kept.
+
+    [bold]Examples[/bold]
+
+        featstore extract train.jsonl --store STORE --feature mimi
+
+        featstore extract hf:ORG/VOXCELEB@test --store STORE --feature titanet --device cuda
+
+        featstore extract test.jsonl --store STORE --feature mimi --weights tokenizer.safetensors --split test
+    """
+    import os
+
+    from featstore import extractors
+    from featstore.extract import BATCH_S, Result
+    from featstore.extract import extract as run
+    from featstore.manifest import ignored_keys, read_manifest
+
+    utterances = read_manifest(manifest, split=split)
+    if ignored := ignored_keys(manifest):
+        _note(f"{manifest}: keys that nothing here reads: {', '.join(ignored)}")
+    piece = _shard(shard)
+    extractor = extractors.create(feature, weights=weights, device=device, precision=precision, **_settings(setting))
+    if extractor.spec.warning:
+        _note(f"warning: {extractor.spec.warning}")
+    kind = str(getattr(extractor, "device", "cpu")).partition(":")[0]
+
+    def show(result: Result) -> None:
+        speed = result.audio_s / result.wall_s if result.wall_s else 0.0
+        shown.update(result.audio_s, result.total_s, f"{speed:.1f} × real time")
+
+    # A rented machine is told to stop with SIGTERM: end like Ctrl-C, with what is finished committed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with bar(f"{feature} of {len(utterances)} utterances") as shown:
+            result = run(
+                utterances,
+                extractor,
+                store,
+                workers=workers or os.cpu_count() or 1,
+                batch_s=batch_s or BATCH_S.get(kind, BATCH_S["cpu"]),
+                resume=resume,
+                shard=piece,
+                progress=show,
+            )
+    except KeyboardInterrupt:
+        print("interrupted: what was finished is in the store; the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None
+    if as_json:
+        print(json.dumps(result.to_json() | {"store": str(store), "warning": extractor.spec.warning}))
+    else:
+        busy = ", ".join(f"{stage} {s:.1f} s" for stage, s in sorted(result.busy_s.items()))
+        speed = f", {result.audio_s / result.wall_s:.1f} × real time" if result.audio_s else ""
+        print(
+            f"{feature}: {result.done} utterances added, {result.skipped} there already, "
+            f"{len(result.failures)} failed; {result.audio_s:.0f} s of audio in {result.wall_s:.1f} s{speed}"
+            + (f" ({busy})" if busy else "")
+        )
+    for failure in result.failures[:10]:
+        print(f"failed: {failure['id']}: {failure['error']}", file=sys.stderr)
+    if result.failures:
+        more = f"; {len(result.failures) - 10} more" if len(result.failures) > 10 else ""
+        print(f"failed: {len(result.failures)} utterance(s), listed in {store / 'failures.jsonl'}{more}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+@app.command()
+@user_errors()
+def info(store: StoreArgument, as_json: JsonOption = False) -> None:
+    """What a store holds.
+
+    [bold]Example[/bold]
+
+        featstore info STORE
+    """
+    import featstore
+
+    found = featstore.open(store)
+    facts = _facts(found)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    splits = ", ".join(f"{name or '(none)'} {count}" for name, count in facts["splits"].items())
+    console.print(
+        f"{store}: {facts['utterances']} utterances ({splits}), {facts['hours']:.2f} h, {facts['speakers']} speakers, "
+        f"{facts['recordings']} recordings, {facts['bytes'] / 1e6:.1f} MB",
+        highlight=False,
+    )
+    table = Table("feature", "dim", "rate", "utterances", "frames", "parts", "model", "weights", "fingerprint")
+    for name, f in facts["features"].items():
+        table.add_row(
+            name,
+            str(f["dim"]),
+            f"{1 / f['step_s']:g} Hz",
+            str(f["utterances"]),
+            str(f["frames"]),
+            str(f["parts"]),
+            f["model"],
+            f"{f['weights']} {f['weights_sha256'][:8]}",
+            f["fingerprint"],
+        )
+    console.print(table)
+    for f in facts["features"].values():
+        if f["warning"]:
+            console.print(f"warning: {f['warning']}", highlight=False, style="yellow")
+    if facts["failures"]:
+        console.print(f"{facts['failures']} failures in {store / 'failures.jsonl'}", highlight=False)
+
+
+def _facts(store: Any) -> dict[str, Any]:
+    import numpy as np
+    import pyarrow.compute as pc
+
+    table = store.utterances
+    speakers = set(table["speaker"].to_pylist()) | set(
+        pc.struct_field(pc.list_flatten(table["turns"]), "speaker").to_pylist()
+    )
+    splits = {row["values"]: row["counts"] for row in pc.value_counts(table["split"]).to_pylist()}
+    failures = store.path / "failures.jsonl"
+    features = {}
+    for name, spec in store.features.items():
+        index = store.index(name)
+        features[name] = spec.to_json() | {
+            "step_s": spec.grid.step_s,
+            "fingerprint": spec.fingerprint,
+            "weights": spec.settings.get("weights", "?"),
+            "warning": spec.warning,
+            "utterances": len(index.rows),
+            "frames": int(np.sum(index.num)),
+            "parts": len(index.part_names),
+        }
+    return {
+        "store": str(store.path),
+        "utterances": len(store),
+        "hours": float(pc.sum(table["duration"]).as_py() or 0.0) / 3600,
+        "speakers": len(speakers - {None}),
+        "recordings": pc.count_distinct(table["recording"]).as_py(),
+        "splits": splits,
+        "bytes": sum(p.stat().st_size for p in store.path.rglob("*") if p.is_file()),
+        "failures": sum(1 for _ in open(failures, encoding="utf-8")) if failures.exists() else 0,
+        "features": features,
+    }
+
+
+@app.command()
+@user_errors()
+def verify(
+    store: StoreArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Clean up after interrupted writes and set damaged parts aside.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every byte of a store and say what is damaged.
+
+    Exit code 0: all whole, or repaired. 2: damage found; extract again after --repair to bring the utterances back.
+
+    [bold]Examples[/bold]
+
+        featstore verify STORE
+
+        featstore verify STORE --repair
+    """
+    from featstore import integrity
+
+    with bar("verifying parts") as shown:
+        report = integrity.verify(store, repair=repair, progress=shown.update)
+    if as_json:
+        facts = {"parts": report.parts, "utterances": report.utterances, "bytes": report.bytes}
+        facts |= {"repaired": repair, "findings": [f.to_json() for f in report.findings]}
+        print(json.dumps(facts))
+    else:
+        for f in report.findings:
+            where = "/".join(filter(None, (f.feature, f.part)))
+            print(f"{'leftover' if f.leftover else 'DAMAGED'} {where}: {f.problem}")
+            if f.utterances and not f.leftover:
+                shown_ids = ", ".join(f.utterances[:5])
+                print(f"  {len(f.utterances)} utterance(s): {shown_ids}{', …' if len(f.utterances) > 5 else ''}")
+        size = f"{report.utterances} utterances in {report.parts} parts, {report.bytes / 1e6:.1f} MB of frames"
+        if not report.findings:
+            print(f"{store}: whole: {size}, every checksum right")
+        elif repair:
+            print(f"{store}: repaired: {len(report.damaged)} damaged parts set aside in {store / 'damaged'}; {size} read")
+        else:
+            print(f"{store}: {len(report.findings)} findings; {size} read. Run: featstore verify {store} --repair")
+    unrepairable = [f for f in report.damaged if not f.part]
+    if unrepairable or (report.findings and not repair):
+        raise SystemExit(2)
+
+
+@app.command("export")
+@user_errors()
+def export_(
+    store: StoreArgument, file: Annotated[Path, typer.Argument(help="The HDF5 file to write, e.g. STORE.h5.")]
+) -> None:
+    """Write a whole store as one HDF5 file.
+
+    [bold]Example[/bold]
+
+        featstore export STORE features.h5
+    """
+    from featstore.interchange import export_hdf5
+
+    with bar("exporting") as shown:
+        export_hdf5(store, file, progress=shown.update)
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command("import")
+@user_errors()
+def import_(
+    file: Annotated[Path, typer.Argument(help="An HDF5 file that `featstore export` wrote.")], store: StoreOption
+) -> None:
+    """Add what an HDF5 file holds to a store; what is there already is skipped.
+
+    [bold]Example[/bold]
+
+        featstore import features.h5 --store STORE
+    """
+    from featstore.interchange import import_hdf5
+
+    with bar("importing") as shown:
+        added = import_hdf5(file, store, progress=shown.update)
+    print(f"{store}: {added} utterances added (counted once a feature)")
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 0, 1
+    try:
+        i, n = (int(part) for part in text.split("/"))
+    except ValueError:
+        raise ValueError(f"--shard: expected i/n, such as 0/4, found {text!r}") from None
+    if not 0 <= i < n:
+        raise ValueError(f"--shard: i must be 0 to n-1, found {text!r}")
+    return i, n
+
+
+def _settings(pairs: list[str] | None) -> dict[str, Any]:
+    settings = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"--set: expected key=value, found {pair!r}")
+        try:
+            settings[key] = json.loads(value)  # numbers and true/false; anything else is a text
+        except ValueError:
+            settings[key] = value
+    return settings

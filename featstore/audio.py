@@ -1,0 +1,154 @@
+"""Audio in: decode, downmix, resample; every defect is a clear error, never a silent guess."""
+
+from __future__ import annotations
+
+import io
+import math
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import soxr
+from numpy.typing import NDArray
+
+from featstore.types import Utterance
+
+#: How far a manifest's duration may pass the end of the file: rounding, not a mistake.
+TOLERANCE_S = 0.05
+#: Below this peak (full scale is 1) there is nothing to hear, not even dither.
+SILENCE = 1e-5
+_BLOCK_S = 30
+
+
+def load(
+    source: Utterance | str | PathLike[str], sample_rate_hz: int, *, silence_ok: bool = False
+) -> NDArray[np.float32]:
+    """Decode an utterance (or a whole file) to mono at a sample rate.
+
+    Channels are averaged; the rate is changed by soxr in blocks, so that besides the result only a block is held.
+
+    Returns
+    -------
+    (samples,) float32
+
+    Raises
+    ------
+    ValueError : missing, empty, not audio, cut short, no samples, NaN or infinite samples, silence (unless
+        `silence_ok`), or a manifest's duration that passes the file's end.
+    """
+    utterance = source if isinstance(source, Utterance) else None
+    name = utterance.audio if utterance else str(source)
+    with _open(name) as file:
+        rate, total = file.samplerate, file.frames
+        if total <= 0:
+            raise ValueError(f"{name}: no samples in it")
+        first, count = 0, total
+        if utterance:
+            first = round(utterance.start_s * rate)
+            if not math.isnan(utterance.duration_s):
+                count = round(utterance.duration_s * rate)
+            elif first < total:
+                count = total - first
+            if first + count > total + TOLERANCE_S * rate or first >= total:
+                raise ValueError(
+                    f"{name}: the manifest says {utterance.start_s:g} s + {utterance.duration_s:g} s, "
+                    f"the file ends at {total / rate:.3f} s; correct offset and duration, or fetch the file again"
+                )
+            count = min(count, total - first)
+        if count < 1:
+            raise ValueError(f"{name}: the utterance is shorter than one sample")
+        return _read(file, name, first, count, sample_rate_hz, silence_ok)
+
+
+def duration_s(name: str) -> float:
+    """A file's duration from its header, in seconds.
+
+    Raises
+    ------
+    ValueError : like `load`.
+    """
+    with _open(name) as file:
+        return file.frames / file.samplerate
+
+
+def _open(name: str) -> sf.SoundFile:
+    if name.startswith("datasets:"):
+        from featstore.hf import audio_bytes
+
+        return _decoder(io.BytesIO(audio_bytes(name)), name)
+    path = Path(name)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise ValueError(f"{name}: {what}; the paths of a manifest are relative to the manifest")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{name}: the file is empty (0 bytes); fetch it again")
+    _check_wav_is_whole(path)
+    return _decoder(path, name)
+
+
+def _decoder(file: Path | io.BytesIO, name: str) -> sf.SoundFile:
+    try:
+        return sf.SoundFile(file)
+    except (sf.LibsndfileError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{name}: not audio that libsndfile can read ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "error_string", str(error)).strip().rstrip(".")
+
+
+def _check_wav_is_whole(path: Path) -> None:
+    """libsndfile reads a cut WAV as a shorter one; the header knows better."""
+    with open(path, "rb") as file:
+        riff = file.read(12)
+        if riff[:4] != b"RIFF" or riff[8:] != b"WAVE":
+            return
+        end = path.stat().st_size
+        while len(header := file.read(8)) == 8:
+            size = int.from_bytes(header[4:], "little")
+            if header[:4] == b"data":
+                # 0 and 0xFFFFFFFF: written to a pipe, length unknown.
+                if 0 < size < 0xFFFFFFFF and file.tell() + size > end:
+                    raise ValueError(
+                        f"{path}: cut short: the header promises {size} bytes of samples, "
+                        f"the file holds {end - file.tell()}; fetch it again"
+                    )
+                return
+            file.seek(size + size % 2, 1)
+
+
+def _read(
+    file: sf.SoundFile, name: str, first: int, count: int, rate_hz: int, silence_ok: bool
+) -> NDArray[np.float32]:
+    rate = file.samplerate
+    out = np.empty(math.ceil(count * rate_hz / rate) + 1, dtype=np.float32)
+    stream = None if rate == rate_hz else soxr.ResampleStream(rate, rate_hz, 1, dtype="float32", quality="HQ")
+    filled = taken = 0
+    peak = 0.0
+    try:
+        if first:
+            file.seek(first)
+        while taken < count:
+            block = file.read(min(_BLOCK_S * rate, count - taken), dtype="float32", always_2d=True)
+            if not len(block):
+                raise ValueError(
+                    f"{name}: cut short: {count} samples expected, {taken} could be decoded; fetch the file again"
+                )
+            mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+            largest = float(np.abs(mono).max())
+            if not math.isfinite(largest):
+                bad = taken + int(np.flatnonzero(~np.isfinite(mono))[0])
+                raise ValueError(f"{name}: a sample is NaN or infinite at {(first + bad) / rate:.3f} s")
+            peak = max(peak, largest)
+            taken += len(block)
+            piece = mono if stream is None else stream.resample_chunk(np.ascontiguousarray(mono), last=taken >= count)
+            out[filled : filled + len(piece)] = piece[: len(out) - filled]
+            filled += len(piece)
+    except (sf.LibsndfileError, RuntimeError) as error:
+        raise ValueError(f"{name}: damaged audio at about {taken / rate:.1f} s ({_reason(error)})") from None
+    if peak < SILENCE and not silence_ok:
+        raise ValueError(f"{name}: silent (largest sample {peak:g} of full scale): there is no speech in it")
+    if not filled:
+        raise ValueError(f"{name}: too short: {count} samples at {rate} Hz give none at {rate_hz} Hz")
+    return out[: min(filled, len(out))]

@@ -1,0 +1,237 @@
+"""verify: find every damage in a store. repair: set damaged parts aside, so that a resumed extraction redoes them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featstore import layout
+from featstore.layout import StoreError
+from featstore.store import crc32c
+from featstore.types import FeatureSpec
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: where, what, and which utterances it concerns (empty: nobody's data)."""
+
+    feature: str
+    part: str
+    problem: str
+    utterances: tuple[str, ...] = ()
+    #: True for what an interrupted write leaves behind: no data is lost.
+    leftover: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "utterances": list(self.utterances)}
+
+
+@dataclass
+class Report:
+    """What `verify` saw."""
+
+    parts: int = 0
+    utterances: int = 0
+    bytes: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    repaired: bool = False
+
+    @property
+    def damaged(self) -> list[Finding]:
+        return [f for f in self.findings if not f.leftover]
+
+
+def verify(
+    path: str | PathLike[str], *, repair: bool = False, progress: Callable[[int, int], None] = lambda done, of: None
+) -> Report:
+    """Read every byte of a store and compare it with what was committed.
+
+    Parameters
+    ----------
+    repair : delete what interrupted writes left behind, and move damaged parts to ``STORE/damaged``: their utterances
+        are missing then, and extracting again with the same command brings them back. Run it while nothing writes.
+    progress : called with (parts done, parts in all).
+
+    Raises
+    ------
+    StoreError : not a store, or another version.
+    """
+    store = Path(path)
+    layout.check_version(store)
+    report = Report()
+    root = layout.group_dir(store) / "zarr.json"
+    if root.read_bytes() != layout.group_json({"whowhen_store": layout.VERSION}):
+        report.findings.append(Finding("", "", f"{root}: edited"))
+    features = sorted(
+        {p.name for folder in (layout.group_dir(store), store / "index") for p in folder.glob("*") if p.is_dir()}
+    )
+    parts = {name: _part_names(store, name) for name in features}
+    of, done = sum(len(found) for found in parts.values()), 0
+    known: set[str] = set()
+    for name in features:
+        spec = _check_feature(store, name, report)
+        seen: dict[str, str] = {}
+        for part in parts[name]:
+            known.add(part)
+            finding = _check_part(store, name, part, spec, seen, report)
+            if finding:
+                report.findings.append(finding)
+            done += 1
+            progress(done, of)
+    report.findings += _leftovers(store, known)
+    if repair:
+        for finding in report.findings:
+            _set_aside(store, finding)
+        report.repaired = True
+    return report
+
+
+def _part_names(store: Path, feature: str) -> list[str]:
+    in_index = {p.stem for p in layout.index_dir(store, feature).glob("*.parquet") if not p.name.startswith(".")}
+    in_group = {p.name for p in layout.feature_dir(store, feature).glob("*") if p.is_dir()}
+    return sorted(in_index | in_group)
+
+
+def _check_feature(store: Path, feature: str, report: Report) -> FeatureSpec | None:
+    path = layout.feature_dir(store, feature) / "zarr.json"
+    try:
+        spec = layout.read_spec(store, feature)
+        if path.read_bytes() != layout.group_json({"spec": spec.to_json(), "fingerprint": spec.fingerprint}):
+            raise StoreError(f"{path}: edited")
+        return spec
+    except StoreError as error:
+        report.findings.append(Finding(feature, "", str(error)))
+        return None
+
+
+def _check_part(
+    store: Path, feature: str, part: str, spec: FeatureSpec | None, seen: dict[str, str], report: Report
+) -> Finding | None:
+    folder = layout.feature_dir(store, feature) / part
+    index_path = layout.index_dir(store, feature) / f"{part}.parquet"
+    if not index_path.exists():
+        return Finding(feature, part, "never committed (an interrupted write)", leftover=True)
+    ids: tuple[str, ...] = ()
+    try:
+        ids = _ids(index_path)
+        report.parts += 1
+        report.utterances += len(ids)
+        seal = _read_seal(folder)
+        sha = seal["sha256"]
+        _same_sha(index_path, sha["index"])
+        _same_sha(layout.utterances_dir(store) / f"{part}.parquet", sha["utterances"])
+        for array in layout.ARRAYS:
+            _same_sha(folder / array / "zarr.json", sha[array])
+        if spec and seal["fingerprint"] != spec.fingerprint:
+            raise StoreError(f"{folder}: written by another extractor ({seal['fingerprint']})")
+        expected = dict(seal["chunk_crc32c"])
+        for path in sorted(folder.rglob("*")):
+            key = path.relative_to(folder).as_posix()
+            if path.is_file() and path.name != "zarr.json" and key not in expected:
+                raise StoreError(f"{path}: does not belong here")
+        for key, crc in expected.items():
+            report.bytes += _check_chunk(folder / key, crc)
+        _check_index(index_path)
+    except StoreError as error:
+        return Finding(feature, part, str(error), ids)
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        return Finding(feature, part, f"{folder}: not readable ({type(error).__name__}: {error})", ids)
+    twice = tuple(id for id in ids if id in seen)
+    seen.update(dict.fromkeys(ids, part))
+    if len(twice) == len(ids):
+        return Finding(feature, part, f"all of it stands in part {seen[ids[0]]} too (two writers met)", leftover=True)
+    return None
+
+
+def _ids(index_path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(pq.read_table(index_path, partitioning=None)["id"].to_pylist())
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise StoreError(f"{index_path}: not readable ({str(error).splitlines()[0]})") from None
+
+
+def _read_seal(folder: Path) -> dict[str, Any]:
+    path = folder / "zarr.json"
+    attributes = layout.read_json(path).get("attributes")
+    if not isinstance(attributes, dict):
+        raise StoreError(f"{path}: no attributes")
+    bare = {k: v for k, v in attributes.items() if k != "seal"}
+    if path.read_bytes() != layout.group_json(layout.sealed(bare)):
+        raise StoreError(f"{path}: edited")
+    return attributes
+
+
+def _same_sha(path: Path, expected: str) -> None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise StoreError(f"{path}: missing") from None
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise StoreError(f"{path}: not the file that was committed")
+
+
+def _check_chunk(path: Path, expected: int) -> int:
+    """Both checks are needed: the CRC in the file finds damage, the CRC of the seal finds swapped files."""
+    if not path.is_file():
+        raise StoreError(f"{path}: the chunk is missing")
+    size = path.stat().st_size
+    if size <= layout.CRC_BYTES:
+        raise StoreError(f"{path}: cut short to {size} bytes")
+    data = np.memmap(path, dtype=np.uint8, mode="r")
+    found = int.from_bytes(data[-layout.CRC_BYTES :].tobytes(), "little")
+    if crc32c(memoryview(data[: -layout.CRC_BYTES])) != found:
+        raise StoreError(f"{path}: damaged (CRC32C differs)")
+    if found != expected:
+        raise StoreError(f"{path}: whole, but not the chunk that was committed here")
+    return size
+
+
+def _check_index(index_path: Path) -> None:
+    table = pq.read_table(index_path, partitioning=None)
+    first, num = table["first_frame"].to_numpy(), table["num_frames"].to_numpy()
+    if np.any(num < 1) or np.any(first != np.cumsum(num) - num):
+        raise StoreError(f"{index_path}: rows overlap or leave gaps")
+
+
+def _leftovers(store: Path, known: set[str]) -> Iterator[Finding]:
+    for path in sorted(layout.utterances_dir(store).glob("*")):
+        if not path.name.startswith(".") and path.stem not in known:
+            yield Finding("", path.stem, "its facts were written, its frames never committed", leftover=True)
+    for folder in (layout.utterances_dir(store), *sorted((store / "index").glob("*")), layout.group_dir(store)):
+        for path in sorted(folder.glob(".*.tmp")):
+            yield Finding("", str(path.relative_to(store)), "a temporary file of an interrupted write", leftover=True)
+    for path in sorted(layout.group_dir(store).glob("*/**/.*.tmp")):
+        yield Finding("", str(path.relative_to(store)), "a temporary file of an interrupted write", leftover=True)
+
+
+def _set_aside(store: Path, finding: Finding) -> None:
+    """Index first: without it, the part is no longer part of the store, whatever happens next."""
+    if not finding.part:
+        return  # a feature's or the store's own metadata: nothing to set aside without losing everything
+    if finding.part.endswith(".tmp"):
+        (store / finding.part).unlink(missing_ok=True)
+        return
+    paths = [layout.utterances_dir(store) / f"{finding.part}.parquet"]
+    if finding.feature:
+        paths.insert(0, layout.index_dir(store, finding.feature) / f"{finding.part}.parquet")
+        paths.append(layout.feature_dir(store, finding.feature) / finding.part)
+    for path in paths:
+        if not path.exists():
+            continue
+        if finding.leftover:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        else:
+            target = store / "damaged" / path.relative_to(store)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+        layout.sync(path.parent)

@@ -1,0 +1,168 @@
+"""The extraction: everything asked for arrives, a kill costs only time, a defect only its own utterance."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+import featstore
+from featstore import Utterance, integrity
+from featstore.extract import extract, plan
+from tests.conftest import ROOT
+from tests.fakes import FakeExtractor, slow_extraction, tone
+
+
+def corpus(folder: Path, count: int = 12) -> list[Utterance]:
+    rng = np.random.default_rng(1)
+    utterances = []
+    for i in range(count):
+        path = folder / f"{i}.wav"
+        seconds = float(rng.uniform(0.3, 4.0))
+        sf.write(path, tone(seconds, hz=100 + 30 * i), 8000)
+        utterances.append(Utterance(f"u{i}", str(path), 0.0, round(seconds * 8000) / 8000, f"r{i}", f"s{i % 3}", "train"))
+    return utterances
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    store = featstore.open(path, verify=True)
+    return {id: store.frames("fake", id).tobytes() for id in store.ids}
+
+
+def test_every_utterance_gets_its_own_frames(tmp_path: Path) -> None:
+    utterances, fake = corpus(tmp_path), FakeExtractor()
+    seen = []
+    result = extract(utterances, fake, tmp_path / "s", batch_s=5, progress=lambda r: seen.append(r.audio_s))
+    assert (result.done, result.skipped, result.failures) == (12, 0, [])
+    assert len(fake.batches) > 3
+    store = featstore.open(tmp_path / "s")
+    for u in utterances:
+        wave = sf.read(u.audio, dtype="float32")[0]
+        batch = next(b for b in fake.batches if len(wave) in b)
+        np.testing.assert_array_equal(
+            store.frames("fake", u.id), (fake._frames(wave) + 2.0**-9 * len(batch)).astype(np.float16)
+        )
+        assert store.utterance(u.id) == u
+    assert seen == sorted(seen)
+    assert seen[-1] == pytest.approx(result.total_s)
+
+
+def test_batches_hold_like_lengths_and_depend_on_the_manifest_alone(tmp_path: Path) -> None:
+    utterances = corpus(tmp_path, 40)
+    batches = plan(utterances, 10.0)
+    assert sorted(u.id for b in batches for u in b) == sorted(u.id for u in utterances)
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(u.duration_s for u in batch) <= 10.0
+    padded = sum(len(b) * max(u.duration_s for u in b) for b in batches)
+    assert padded < 1.15 * sum(u.duration_s for u in utterances)
+    assert plan(utterances, 10.0) == batches
+
+
+def test_resume_does_only_what_is_missing_and_gives_the_same_bytes(tmp_path: Path) -> None:
+    utterances = corpus(tmp_path)
+    extract(utterances, FakeExtractor(), tmp_path / "whole", batch_s=5)
+    # Five of twelve first, as if a kill had come between: the batches are still those of the whole manifest.
+    half = FakeExtractor()
+    with featstore.writer(tmp_path / "s", half.spec) as out:
+        whole = featstore.open(tmp_path / "whole")
+        for u in utterances[:5]:
+            out.add(u, whole.frames("fake", u.id))
+    result = extract(utterances, half, tmp_path / "s", batch_s=5)
+    assert (result.done, result.skipped) == (7, 5)
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+    again = FakeExtractor()
+    assert extract(utterances, again, tmp_path / "s", batch_s=5).skipped == 12
+    assert again.batches == []
+    with pytest.raises(ValueError, match="already holds feature 'fake' of 12"):
+        extract(utterances, again, tmp_path / "s", resume=False)
+
+
+def test_shards_share_one_store(tmp_path: Path) -> None:
+    utterances = corpus(tmp_path)
+    extract(utterances, FakeExtractor(), tmp_path / "whole", batch_s=5)
+    for i in range(3):
+        extract(utterances, FakeExtractor(), tmp_path / "s", batch_s=5, shard=(i, 3))
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+
+
+def test_a_failing_utterance_costs_only_itself(tmp_path: Path) -> None:
+    utterances = corpus(tmp_path, 6)
+    Path(utterances[1].audio).unlink()
+    sf.write(utterances[2].audio, np.zeros(8000 * 5, np.float32), 8000)
+    sf.write(utterances[3].audio, tone(5.0, peak=0.77), 8000)
+    result = extract(utterances, FakeExtractor(bad=0.77), tmp_path / "s", batch_s=100)
+    assert result.done == 3
+    listed = [json.loads(line) for line in (tmp_path / "s" / "failures.jsonl").read_text().splitlines()]
+    assert {f["id"] for f in listed} == {"u1", "u2", "u3"} == {f["id"] for f in result.failures}
+    errors = {f["id"]: f["error"] for f in listed}
+    assert "no such file" in errors["u1"]
+    assert "silent" in errors["u2"]
+    assert errors["u3"] == "this wave is refused"
+    assert set(featstore.open(tmp_path / "s").ids) == {"u0", "u4", "u5"}
+    # Mended, the list shrinks; what still fails stays on it.
+    sf.write(utterances[1].audio, tone(utterances[1].duration_s), 8000)
+    result = extract(utterances, FakeExtractor(bad=0.77), tmp_path / "s", batch_s=100)
+    listed = [json.loads(line)["id"] for line in (tmp_path / "s" / "failures.jsonl").read_text().splitlines()]
+    assert (result.done, sorted(listed)) == (1, ["u2", "u3"])
+
+
+def test_a_duration_the_manifest_leaves_open_is_measured(tmp_path: Path) -> None:
+    sf.write(tmp_path / "a.wav", tone(1.25), 8000)
+    extract([Utterance("a", str(tmp_path / "a.wav"), 0.25, float("nan"), "r")], FakeExtractor(), tmp_path / "s")
+    assert featstore.open(tmp_path / "s").utterance("a").duration_s == 1.0
+
+
+def test_kill_and_resume_give_the_bytes_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    utterances = corpus(tmp_path, 60)
+    extract(utterances, FakeExtractor(), tmp_path / "whole", batch_s=5)
+    rng = np.random.default_rng(2)
+    kills = 0
+    for _ in range(12):
+        process = slow_extraction(utterances, tmp_path / "s")
+        time.sleep(float(rng.uniform(0.05, 0.6)))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        if (tmp_path / "s" / "features.zarr" / "fake" / "zarr.json").exists():
+            committed = contents(tmp_path / "s")
+            whole = contents(tmp_path / "whole")
+            assert all(whole[id] == data for id, data in committed.items())
+    assert kills >= 3
+    extract(utterances, FakeExtractor(), tmp_path / "s", batch_s=5)
+    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+    integrity.verify(tmp_path / "s", repair=True)
+    assert integrity.verify(tmp_path / "s").findings == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
+def test_a_store_without_write_permission_says_so() -> None:
+    script = (
+        "import os, sys, featstore.commit; from tests.fakes import FakeExtractor\n"
+        "os.getuid() == 0 and os.setuid(65534)  # root may write anywhere\n"
+        "try:\n    featstore.writer(sys.argv[1], FakeExtractor('other').spec)\n"
+        "except PermissionError as e:\n    print(e)\n"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        extract(corpus(folder, 1), FakeExtractor(), folder / "s")
+        for path in (folder, *folder.rglob("*")):
+            if path.is_dir():
+                path.chmod(0o555)
+        found = subprocess.run(
+            [sys.executable, "-c", script, str(folder / "s")], capture_output=True, text=True, cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        for path in (folder, *folder.rglob("*")):
+            if path.is_dir():
+                path.chmod(0o755)
+        assert "Permission denied" in found.stdout, found.stderr
+        assert len(featstore.open(folder / "s")) == 1

@@ -1,0 +1,90 @@
+"""HDF5 carries a store there and back without a bit lost, and strangers' files are not believed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import featstore
+from featstore import Turn
+from featstore.interchange import export_hdf5, import_hdf5
+from featstore.store import store_utterances
+from tests.test_store import fill, spec, utterance
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    fill(tmp_path / "s", count=9, part_bytes=600)
+    talk = utterance("talk/ü", speaker=None, turns=(Turn(0.1, 0.7, "a b"),), duration_s=0.1 + 0.2, split="dev")
+    with featstore.writer(tmp_path / "s", spec("titanet", 4, hop=2)) as out:
+        out.add(talk, np.full((3, 4), 1 / 3, np.float32))
+    export_hdf5(tmp_path / "s", tmp_path / "s.h5")
+    return tmp_path / "s.h5"
+
+
+def test_there_and_back_is_lossless(tmp_path: Path, exported: Path) -> None:
+    assert import_hdf5(exported, tmp_path / "back") == 10
+    a, b = featstore.open(tmp_path / "s"), featstore.open(tmp_path / "back", verify=True)
+    assert b.features == a.features
+    assert {u.id: u for u in store_utterances(b)} == {u.id: u for u in store_utterances(a)}
+    for name in a.features:
+        for id in a.index(name).rows:
+            assert b.frames(name, id).tobytes() == a.frames(name, id).tobytes()
+            assert b.pooled(name, [id]).tobytes() == a.pooled(name, [id]).tobytes()
+            assert b.pooled(name, [id], "std").tobytes() == a.pooled(name, [id], "std").tobytes()
+    assert import_hdf5(exported, tmp_path / "back") == 0
+
+
+def test_plain_h5py_reads_it(tmp_path: Path, exported: Path) -> None:
+    store = featstore.open(tmp_path / "s")
+    with h5py.File(exported) as file:
+        group = file["features/mimi"]
+        num = group["num_frames"][:]
+        for id, first, count in zip(group["id"].asstr()[:], np.cumsum(num) - num, num, strict=True):
+            np.testing.assert_array_equal(group["frames"][first : first + count], store.frames("mimi", id))
+        assert len([json.loads(u) for u in file["utterances"].asstr()]) == 10
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path: Path, exported: Path) -> None:
+    with pytest.raises(ValueError, match="exists already"):
+        export_hdf5(tmp_path / "s", exported)
+
+
+def test_another_models_file_is_refused(tmp_path: Path, exported: Path) -> None:
+    with featstore.writer(tmp_path / "other", spec(sha="c" * 64)) as out:
+        out.add(utterance("x"), np.ones((1, 8)))
+    with pytest.raises(featstore.FingerprintMismatch):
+        import_hdf5(exported, tmp_path / "other")
+
+
+@pytest.mark.parametrize("damage", ["no hdf5", "cut", "absent", "version", "spec", "count", "shape", "virtual"])
+def test_a_strangers_file_is_one_clear_line(tmp_path: Path, exported: Path, damage: str) -> None:
+    if damage == "no hdf5":
+        exported.write_bytes(b"not hdf5")
+    elif damage == "cut":
+        exported.write_bytes(exported.read_bytes()[:-2000])
+    elif damage == "absent":
+        exported.unlink()
+    else:
+        with h5py.File(exported, "r+") as file:
+            group = file["features/mimi"]
+            if damage == "version":
+                file.attrs["whowhen_hdf5"] = 7
+            elif damage == "spec":
+                group.attrs["spec"] = json.dumps(spec(sha="d" * 64).to_json())
+            elif damage == "count":
+                group["num_frames"][0] = 10**12
+            elif damage == "shape":
+                del group["frames"]
+                group.create_dataset("frames", data=np.ones((3, 5), np.float16))
+            else:  # a petabyte that is not there
+                del group["frames"]
+                group.create_dataset("frames", shape=(2**40, 8), dtype="f2", chunks=(1024, 8))
+    with pytest.raises(featstore.StoreError) as error:
+        import_hdf5(exported, tmp_path / "t")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "t" / "index").exists()

@@ -1,0 +1,135 @@
+"""Manifests of both kinds become the same Utterances; what is wrong is named by file and line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from featstore import Turn
+from featstore.audio import load
+from featstore.manifest import check_disjoint, ignored_keys, read_manifest
+from tests.fakes import tone
+
+
+def jsonl(path: Path, *entries: object) -> Path:
+    path.write_text("".join(json.dumps(e) + "\n" for e in entries))
+    return path
+
+
+def test_nemo_keys(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "m.jsonl",
+        {"audio_filepath": "wav/a.wav", "offset": 1.5, "duration": 2, "label": "s1", "split": "dev"},
+        {"audio_filepath": "/data/b.flac", "speaker": 7, "utt_id": "x/b", "session_id": "day1", "sex": "F"},
+        {"audio_filepath": "../c.wav", "label": "infer"},
+        {"audio_filepath": "wav/a.wav", "offset": 3.5, "duration": 2, "label": "s1"},
+    )
+    a, b, c, a2 = read_manifest(path, split="train")
+    assert (a.id, a.audio, a.start_s, a.duration_s, a.speaker, a.split, a.recording) == (
+        "wav/a@1.5", str(tmp_path / "wav/a.wav"), 1.5, 2.0, "s1", "dev", "wav/a",
+    )  # fmt: skip
+    assert (b.id, b.audio, b.speaker, b.recording, b.split) == ("x/b", "/data/b.flac", "7", "day1", "train")
+    assert math.isnan(b.duration_s)
+    assert (c.id, c.speaker) == ("c", None)
+    assert a2.id == "wav/a@3.5"
+    assert ignored_keys(path) == ["sex"]
+
+
+def test_turns_come_from_rttm_cut_to_the_utterance(tmp_path: Path) -> None:
+    (tmp_path / "r.rttm").write_text(
+        "SPEAKER mtg 1 0.0 2.0 <NA> <NA> a <NA> <NA>\nSPEAKER mtg 1 4.0 3.0 <NA> <NA> b <NA> <NA>\n"
+    )
+    path = jsonl(
+        tmp_path / "m.jsonl", {"audio_filepath": "mtg.wav", "offset": 1.0, "duration": 4.0, "rttm_filepath": "r.rttm"}
+    )
+    (u,) = read_manifest(path)
+    assert u.turns == (Turn(0.0, 1.0, "a"), Turn(3.0, 4.0, "b"))
+    assert u.speaker is None
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"audio_filepath": "a.wav"', "not JSON"),
+        (b"[1, 2]", "expected a JSON object"),
+        (b'{"audio_filepath": "\xff.wav"}', "not UTF-8"),
+        (b'{"duration": 2}', "expected 'audio_filepath' to be a text"),
+        (b'{"audio_filepath": "a.wav", "ofset": 2}', "did you mean 'offset'"),
+        (b'{"audio_filepath": "a.wav", "duration": 0}', "duration must be more than 0"),
+        (b'{"audio_filepath": "a.wav", "duration": "long"}', "expected 'duration' in seconds"),
+        (b'{"audio_filepath": "a.wav", "duration": NaN}', "expected 'duration' in seconds"),
+        (b'{"audio_filepath": "a.wav", "offset": -1}', "offset must be 0 or more"),
+        (b'{"audio_filepath": "a.wav", "utt_id": "../../etc/x"}', "points outside its root"),
+        (b'{"audio_filepath": "a.wav", "rttm_filepath": "no.rttm"}', "no such file"),
+        (b"[" * 100000, "not JSON"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b'{"audio_filepath": "good.wav", "utt_id": "good"}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=words) as error:
+        read_manifest(path)
+    assert f"{path}:2:" in str(error.value)
+
+
+def test_an_id_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "m.jsonl", *[{"audio_filepath": f"{i}.wav", "utt_id": "same"} for i in range(2)])
+    with pytest.raises(ValueError, match="stand for several utterances, the first is 'same'"):
+        read_manifest(path)
+
+
+def test_no_manifest_and_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such manifest"):
+        read_manifest(tmp_path / "no.jsonl")
+    with pytest.raises(ValueError, match="no utterance"):
+        read_manifest(jsonl(tmp_path / "m.jsonl"))
+
+
+def test_huggingface_dataset_gives_the_same_utterances(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    wave = tone(0.5, 16000)
+    sf.write(tmp_path / "a.wav", wave, 16000)
+    data = (tmp_path / "a.wav").read_bytes()
+    rows = {
+        "id": ["id1/v/1.wav", "id2/v/1.wav"],
+        "audio": [{"bytes": data, "path": None}, {"bytes": None, "path": str(tmp_path / "a.wav")}],
+        "speaker": ["id1", "id2"],
+    }
+    plain = datasets.Dataset.from_dict(rows)  # encoding through datasets.Audio would need torchcodec
+    both = datasets.DatasetDict({"test": plain.cast_column("audio", datasets.Audio(decode=False))})
+    both.save_to_disk(tmp_path / "hf")
+    utterances = read_manifest(tmp_path / "hf")
+    assert [(u.id, u.speaker, u.split) for u in utterances] == [
+        ("id1/v/1.wav", "id1", "test"),
+        ("id2/v/1.wav", "id2", "test"),
+    ]
+    for u in utterances:
+        np.testing.assert_allclose(load(u, 16000), wave, atol=1e-4)
+    with pytest.raises(ValueError, match="cannot be had"):
+        read_manifest(tmp_path)
+
+
+def test_splits_must_not_share_recordings_or_speakers(tmp_path: Path) -> None:
+    entries = [
+        {"audio_filepath": f"{i}.wav", "speaker": s, "split": p, "recording": r}
+        for i, (s, p, r) in enumerate([("a", "train", "r1"), ("a", "test", "r2"), ("b", "test", "r2")])
+    ]
+    utterances = read_manifest(jsonl(tmp_path / "m.jsonl", *entries))
+    check_disjoint(utterances, "recording")
+    with pytest.raises(ValueError, match="1 speaker.* 'a' in test, train"):
+        check_disjoint(utterances, "speaker")
+
+
+def test_real_manifests_read(speech_dir: Path) -> None:
+    utterances = read_manifest(speech_dir / "manifest.jsonl")
+    assert (len(utterances), len({u.speaker for u in utterances})) == (351, 261)
+    check_disjoint(utterances, "speaker")
+    assert len(read_manifest(speech_dir / "fsdd" / "manifest.jsonl")) == 600
+    clips = read_manifest(speech_dir / "ami_clips" / "manifest.jsonl", split="test")
+    assert len(clips) == 6
+    assert all(u.turns and max(t.end_s for t in u.turns) <= 30.0 for u in clips)
