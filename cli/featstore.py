@@ -140,35 +140,21 @@ def info(store: StoreArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps(facts))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    splits = ", ".join(f"{name or '(none)'} {count}" for name, count in facts["splits"].items())
-    console.print(
+    splits = ", ".join(f"{name or '(no split)'} {count}" for name, count in facts["splits"].items())
+    print(
         f"{store}: {facts['utterances']} utterances ({splits}), {facts['hours']:.2f} h, {facts['speakers']} speakers, "
-        f"{facts['recordings']} recordings, {facts['bytes'] / 1e6:.1f} MB",
-        highlight=False,
+        f"{facts['recordings']} recordings, {facts['bytes'] / 1e6:.1f} MB"
     )
-    table = Table("feature", "dim", "rate", "utterances", "frames", "parts", "model", "weights", "fingerprint")
     for name, f in facts["features"].items():
-        table.add_row(
-            name,
-            str(f["dim"]),
-            f"{1 / f['step_s']:g} Hz",
-            str(f["utterances"]),
-            str(f["frames"]),
-            str(f["parts"]),
-            f["model"],
-            f"{f['weights']} {f['weights_sha256'][:8]}",
-            f["fingerprint"],
+        print(
+            f"  {name}: {f['dim']}-d {f['dtype']} at {1 / f['step_s']:g} Hz, {f['utterances']} utterances, "
+            f"{f['frames']} frames in {f['parts']} parts"
         )
-    console.print(table)
-    for f in facts["features"].values():
+        print(f"    {f['model']}, weights {f['weights']} (sha256 {f['weights_sha256'][:12]}), {f['fingerprint']}")
         if f["warning"]:
-            console.print(f"warning: {f['warning']}", highlight=False, style="yellow")
+            print(f"    warning: {f['warning']}")
     if facts["failures"]:
-        console.print(f"{facts['failures']} failures in {store / 'failures.jsonl'}", highlight=False)
+        print(f"  {facts['failures']} failures, listed in {store / 'failures.jsonl'}")
 
 
 def _facts(store: Any) -> dict[str, Any]:

@@ -1,0 +1,40 @@
+"""How commands end on wrong input: one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn ValueError, KeyError and OSError into ``error: …`` and exit code 2; also works as a decorator.
+
+    These are the errors that our packages raise about input. Anything else is a fault of the program and keeps its
+    traceback, as does a KeyError that carries a bare key and no sentence.
+
+    >>> @app.command()
+    ... @user_errors()
+    ... def command(): ...
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, KeyError, OSError) as error:
+        if isinstance(error, KeyError) and " " not in str(error):
+            raise
+        print(f"error: {message(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def message(error: BaseException) -> str:
+    """One line that says what an exception says: KeyError's text without quotes, OSError's with its file name."""
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        text = str(error.args[0])
+    elif isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    else:
+        text = str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,222 @@
+"""Leaks: what train and test share in a store, and whether a run's figures can be taken again from its files."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Hashable, Mapping
+from itertools import combinations
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.diarization import score
+from evaluation.doctor import Check, Level
+from evaluation.rttm import read_rttm, read_uem
+from evaluation.verification import evaluate_scores
+from featstore import FeatureSpec, Store
+
+# A figure taken again from a run's RTTM files, whose times are rounded to the millisecond.
+_DER_TOLERANCE = 2e-3
+_EER_TOLERANCE = 1e-6
+
+# Mean features nearer than this share of their spread are taken for one recording.
+_SAME_SHARE = 0.01
+_BLOCK_ROWS = 1024
+
+
+def check_store(store: Store) -> list[Check]:
+    """What the splits of a store share: recordings, speakers, stretches of audio, equal features.
+
+    Names inside turns ("speaker1") may be local to a recording, so sharing them is a warning; so are speakers shared
+    with dev, on which nothing is reported. All else is an error.
+    """
+    columns = ("id", "recording", "speaker", "split", "duration", "turns", "source", "start")
+    rows = store.utterances.select(columns).to_pylist()
+    counts: dict[str, int] = defaultdict(int)
+    holders: dict[str, dict[Hashable, set[str]]] = {"recordings": {}, "speakers": {}, "names in turns": {}}
+    for row in rows:
+        counts[row["split"] or ""] += 1
+        if not row["split"]:
+            continue
+        holders["recordings"].setdefault(row["recording"], set()).add(row["split"])
+        if row["speaker"]:
+            holders["speakers"].setdefault(row["speaker"], set()).add(row["split"])
+        for turn in row["turns"] or ():
+            holders["names in turns"].setdefault(turn["speaker"], set()).add(row["split"])
+    told = ", ".join(f"{count} {split or '(no split)'}" for split, count in sorted(counts.items())) or "none"
+    checks = [Check(f"{store.path}: utterances", told, "", "info" if "" not in counts else "warning")]
+    for feature, spec in store.features.items():
+        if spec.warning:
+            checks.append(Check(f"{store.path}: weights of {feature}", spec.warning, "trained weights", "warning"))
+    splits = sorted(split for split in counts if split)
+    stretches = _shared_audio(rows)
+    copies = {feature: _equal_features(store, feature) for feature in store.features}
+    for pair in combinations(splits, 2):
+        name = " and ".join(pair)
+        found = []
+        for what, of in holders.items():
+            shared = sorted(str(item) for item, where in of.items() if set(pair) <= where)
+            level: Level = "error"
+            if what == "names in turns" or (what == "speakers" and "dev" in pair):
+                level = "warning"
+            found.append(_shared(f"{name}: {what} in both", shared, level))
+        found.append(_shared(f"{name}: audio in both", stretches.get(pair, []), "error"))
+        for feature, pairs in copies.items():
+            found.append(_shared(f"{name}: utterances with equal {feature} features", pairs.get(pair, []), "error"))
+        clean = Check(f"{name}: recordings, speakers, audio or equal features in both", "none", "none", "ok")
+        checks += [check for check in found if check.level != "ok"] or [clean]
+    for feature, pairs in copies.items():
+        doubled = [item for split in splits for item in pairs.get((split, split), [])]
+        if doubled:
+            expected = "none; weight by sampling, not by copies"
+            checks.append(Check(f"copies inside a split, by {feature}", _listed(doubled), expected, "warning"))
+    return checks
+
+
+def _shared(name: str, items: list[str], level: Level) -> Check:
+    return Check(name, _listed(items), "none", level if items else "ok")
+
+
+def _listed(items: list[str]) -> str:
+    if not items:
+        return "none"
+    return f"{len(items)}: {', '.join(items[:3])}" + (", …" if len(items) > 3 else "")
+
+
+def _shared_audio(rows: list[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
+    """Pairs of splits → pairs of utterances that take overlapping stretches of one source file."""
+    by_source: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["split"]:
+            by_source[row["source"]].append(row)
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for same in by_source.values():
+        if len({row["split"] for row in same}) < 2:
+            continue
+        same.sort(key=lambda row: row["start"])
+        for i, row in enumerate(same):
+            end = row["start"] + row["duration"]
+            for other in same[i + 1 :]:
+                # A duration that is not known (NaN) reaches to the end of the file: never "after" it.
+                if other["start"] >= end - 1e-6:
+                    break
+                if other["split"] != row["split"]:
+                    pair = tuple(sorted((row["split"], other["split"])))
+                    found[pair].append(f"{row['id']} = {other['id']}")
+    return found
+
+
+def _equal_features(store: Store, feature: str) -> dict[tuple[str, str], list[str]]:
+    """Pairs of splits (also a split with itself) → pairs of utterances with as many frames and the same mean.
+
+    Batching moves features a little, so “the same” is a distance below a hundredth of the spread over the store.
+    """
+    known = store.index(feature).rows
+    table = store.utterances
+    rows = [row for row in zip(*(table[c].to_pylist() for c in ("id", "split")), strict=True) if row[1]]
+    rows = [row for row in rows if row[0] in known]
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    if len(rows) < 2:
+        return found
+    ids, splits = zip(*rows, strict=True)
+    means = store.pooled(feature, ids)
+    means = means - means.mean(axis=0, dtype=np.float64).astype(np.float32)
+    near = (_SAME_SHARE**2) * float(np.einsum("ij,ij->", means, means, dtype=np.float64)) / len(means)
+    lengths = np.array([store.num_frames(feature, id) for id in ids])
+    order = np.argsort(lengths, kind="stable")
+    for group in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
+        vectors = means[group]
+        norms = np.einsum("ij,ij->i", vectors, vectors)
+        for start in range(0, len(group), _BLOCK_ROWS):
+            block = vectors[start : start + _BLOCK_ROWS]
+            squares = norms[start : start + _BLOCK_ROWS, None] + norms[start:] - 2 * (block @ vectors[start:].T)
+            for i, j in zip(*np.nonzero(np.triu(squares <= near, 1)), strict=True):
+                a, b = group[start + i], group[start + j]
+                pair = tuple(sorted((splits[a], splits[b])))
+                found[pair].append(f"{ids[a]} = {ids[b]}")
+    return found
+
+
+def check_run(path: str | PathLike[str], store: Store | None = None) -> list[Check]:
+    """Whether a run's figures follow from its files, and whether it was trained on what it was measured on.
+
+    Parameters
+    ----------
+    store : the store it was trained on, if at hand.
+
+    Raises
+    ------
+    ValueError : not a run's folder, or a damaged one.
+    """
+    path = Path(path)
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+        result_file = path / "result.json"
+        result = json.loads(result_file.read_bytes()) if result_file.exists() else None
+        specs = {name: FeatureSpec.from_json(entry["spec"]) for name, entry in config["features"].items()}
+        sound = config["protocol"] == "sound"
+    except FileNotFoundError:
+        raise ValueError(f"{path}: not a run (no config.json in it)") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: config.json or result.json is damaged: {error}") from None
+    checks = [
+        Check(f"{path}: protocol", config["protocol"], "sound", "ok" if sound else "warning"),
+        *(Check(f"{path}: weights", s.warning, "trained weights", "warning") for s in specs.values() if s.warning),
+    ]
+    for name, spec in specs.items() if store is not None else ():
+        found = store.features[name].fingerprint if name in store.features else "absent"
+        level: Level = "ok" if found == spec.fingerprint else "error"
+        checks.append(Check(f"{path}: {name} in {store.path}", found, spec.fingerprint, level))
+    if result is None:
+        return [*checks, Check(f"{path}: figures", "none (no result.json)", "a finished run", "warning")]
+    unsound: Level = "error" if sound else "warning"
+    if (path / "hyp.rttm").exists():
+        checks += _check_diarizer(path, result, store, unsound)
+    if (path / "scores.parquet").exists():
+        checks += _check_probe(path, result, unsound)
+    return checks
+
+
+def _check_diarizer(path: Path, result: Mapping[str, Any], store: Store | None, unsound: Level) -> list[Check]:
+    checks = []
+    stated = (result.get("test") or {}).get("der")
+    if stated is not None:
+        uem = read_uem(path / "windows.uem") if (path / "windows.uem").exists() else None
+        again = score(read_rttm(path / "ref.rttm"), read_rttm(path / "hyp.rttm"), uem=uem).corpus.der
+        level: Level = "ok" if abs(again - stated) <= _DER_TOLERANCE else "error"
+        name = f"{path}: DER, taken again from ref.rttm and hyp.rttm"
+        checks.append(Check(name, f"{100 * again:.2f} %", f"{100 * stated:.2f} %", level))
+    tuned_on = (result.get("decoding") or {}).get("tuned_on", "unknown")
+    checks.append(Check(f"{path}: decoding tuned on", tuned_on, "dev", "ok" if tuned_on == "dev" else "warning"))
+    if store is not None:
+        trained = set(store.select(split="train").utterances["recording"].to_pylist())
+        shared = sorted(trained & set(result.get("recordings") or ()))
+        # Without a test split, figures are on training recordings that were held out: no leak, but not test either.
+        level = unsound if len(store.select(split="test")) else "warning"
+        checks.append(_shared(f"{path}: measured on recordings of split=train", shared, level))
+    return checks
+
+
+def _check_probe(path: Path, result: Mapping[str, Any], unsound: Level) -> list[Check]:
+    import pyarrow.parquet as pq
+    from safetensors import safe_open
+
+    table = pq.read_table(path / "scores.parquet")
+    same = table["label"].to_numpy(zero_copy_only=False)
+    checks = []
+    for name, stated in (result.get("systems") or {}).items():
+        if name not in table.column_names:
+            continue
+        again = evaluate_scores(table[name].to_numpy(), same).eer
+        level: Level = "ok" if abs(again - stated["eer"]) <= _EER_TOLERANCE else "error"
+        expected = f"{100 * stated['eer']:.2f} %"
+        checks.append(Check(f"{path}: EER of {name}, from scores.parquet", f"{100 * again:.2f} %", expected, level))
+    sides = np.concatenate([table[c].to_numpy(zero_copy_only=False) for c in ("enrol_speaker", "test_speaker")])
+    with safe_open(path / "model.safetensors", framework="numpy") as file:
+        classes = json.loads((file.metadata() or {}).get("whowhen", "{}")).get("classes", [])
+    shared = sorted(set(classes) & {str(s) for s in sides if s is not None})
+    checks.append(_shared(f"{path}: trial speakers that it was trained on", shared, unsound))
+    return checks

@@ -1,0 +1,163 @@
+"""The report's pictures, each a self-contained SVG text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from evaluation.rttm import Turns
+from evaluation.verification import DetCurve
+
+INK, FAINT = "#1f2933", "#9aa5b1"
+#: Colour-blind safe (Okabe and Ito); a system keeps its colour through the report.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#6c757d")
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: small, sharp and searchable
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e7eb",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def _svg(name: str, width: float, height: float, draw: Any) -> str:
+    with rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def det(curves: Mapping[str, DetCurve]) -> str:
+    """Miss against false-alarm rate on normal-deviate axes; the dot is where a curve meets the diagonal (EER)."""
+    ticks = np.array([0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    low, high = ndtri(0.0008), ndtri(0.65)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot([low, high], [low, high], color=FAINT, linewidth=0.8, linestyle=":")
+        for colour, (name, curve) in zip(PALETTE, curves.items(), strict=False):
+            x, y = (ndtri(np.clip(v, 1e-4, 1 - 1e-4)) for v in (curve.false_alarm, curve.miss))
+            eer = curve.eer[0]
+            axes.plot(x, y, color=colour, linewidth=1.6, label=f"{name}: EER {100 * eer:.1f} %")
+            at = ndtri(np.clip(eer, 1e-4, 1 - 1e-4))
+            axes.plot([at], [at], "o", color=colour, markersize=5)
+        labels = [f"{100 * t:g}" for t in ticks]
+        axes.set(xlim=(low, high), ylim=(low, high), xlabel="false alarms, %", ylabel="misses, %", aspect="equal")
+        axes.set_xticks(ndtri(ticks), labels)
+        axes.set_yticks(ndtri(ticks), labels)
+        axes.legend(loc="lower left", fontsize=9)
+
+    return _svg("det", 5.6, 5.4, draw)
+
+
+def histograms(systems: Mapping[str, tuple[NDArray, NDArray[np.bool_]]]) -> str:
+    """Scores of same- and different-speaker trials, one panel a system: (scores, same)."""
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(len(systems), 1, squeeze=False)[:, 0]
+        for axes, (name, (scores, same)) in zip(panels, systems.items(), strict=True):
+            bins = np.linspace(scores.min(), scores.max(), 60)
+            for kind, colour, mask in (("different", PALETTE[1], ~same), ("same", PALETTE[0], same)):
+                axes.hist(scores[mask], bins, density=True, color=colour, alpha=0.55, label=f"{kind} speaker")
+                axes.axvline(float(scores[mask].mean()), color=colour, linewidth=1.2)
+            axes.set(yticks=[], title=name)
+            axes.title.set_fontsize(10)
+            axes.grid(False)
+        panels[0].legend(loc="upper left", fontsize=9)
+        panels[-1].set_xlabel("cosine score; the line is the mean")
+
+    return _svg("histograms", 5.6, 1.2 + 1.55 * len(systems), draw)
+
+
+def stacks(bars: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], label: str) -> str:
+    """Horizontal stacked bars: (name, [(part, share, colour)]); negative parts are drawn left of zero."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        named: dict[str, str] = {}
+        for row, (_, parts) in enumerate(bars):
+            right = left = 0.0
+            for part, value, colour in parts:
+                start = right if value >= 0 else left
+                axes.barh(
+                    row, 100 * value, left=100 * start, color=colour, height=0.62,
+                    label=None if part in named else part,
+                )  # fmt: skip
+                named[part] = colour
+                if abs(value) > 0.025:
+                    axes.text(
+                        100 * (start + value / 2), row, f"{100 * value:.1f}", ha="center", va="center",
+                        color="white", fontsize=9,
+                    )  # fmt: skip
+                right, left = (right + value, left) if value >= 0 else (right, left + value)
+        axes.set_yticks(range(len(bars)), [name for name, _ in bars])
+        axes.invert_yaxis()
+        axes.axvline(0, color=INK, linewidth=0.8)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(label)
+        figure.legend(loc="outside upper left", ncols=3, fontsize=9)
+
+    return _svg("stacks" + label, 9.0, 1.3 + 0.5 * len(bars), draw)
+
+
+def timeline(reference: Turns, hypothesis: Turns, mapping: Mapping[str, str], start_s: float, end_s: float) -> str:
+    """Who spoke when, above, and who the system says spoke when, below; colours follow the optimal mapping."""
+    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(reference.speakers)}
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        rows = [("reference", turn.speaker, turn, colours[turn.speaker]) for turn in reference.to_turns()]
+        for turn in hypothesis.to_turns():
+            rows.append(("system", turn.speaker, turn, colours.get(mapping.get(turn.speaker, ""), FAINT)))
+        lanes = [("reference", s) for s in reference.speakers] + [("system", s) for s in hypothesis.speakers]
+        for side, speaker, turn, colour in rows:
+            lane = lanes.index((side, speaker)) + (side == "system") * 0.4
+            axes.barh(lane, turn.end_s - turn.start_s, left=turn.start_s, height=0.78, color=colour)
+        axes.set_yticks(
+            [i + (side == "system") * 0.4 for i, (side, _) in enumerate(lanes)],
+            [
+                f"{side} {speaker}" + (f" → {mapping[speaker]}" if side == "system" and speaker in mapping else "")
+                for side, speaker in lanes
+            ],
+            fontsize=8,
+        )
+        axes.axhline(len(reference.speakers) - 0.3, color=INK, linewidth=0.8)
+        axes.set(xlim=(start_s, end_s), ylim=(len(lanes), -0.6), xlabel="seconds")
+        axes.grid(axis="y", visible=False)
+
+    return _svg(f"timeline{start_s}", 9.0, 0.8 + 0.24 * (len(reference.speakers) + len(hypothesis.speakers)), draw)
+
+
+def histories(runs: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Dev DER and training loss by epoch: run → {"epoch", "train_loss", "dev_der"}."""
+
+    def draw(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2)
+        for colour, (name, history) in zip(PALETTE, runs.items(), strict=False):
+            left.plot(history["epoch"], history["train_loss"], color=colour, label=name)
+            right.plot(history["epoch"], [100 * v for v in history["dev_der"]], color=colour, label=name)
+        left.set(xlabel="epoch", ylabel="training loss")
+        right.set(xlabel="epoch", ylabel="frame DER on dev, %")
+        left.legend(fontsize=8)
+
+    return _svg("histories", 9.0, 2.9, draw)

@@ -1,0 +1,250 @@
+"""The doctor: sound references and stores pass, each planted fault is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+import featstore
+from cli.evaluation import app
+from evaluation.audit import check_run, check_store
+from evaluation.diarization import score
+from evaluation.doctor import Check, check_reference, failed
+from evaluation.rttm import NO_TURNS, Turns, read_rttm, read_uem, write_rttm
+from evaluation.verification import evaluate_scores
+from featstore import MIMI_GRID, FeatureSpec, Turn, Utterance
+
+
+def find(checks: list[Check], part: str) -> Check:
+    found = [check for check in checks if part in check.name]
+    assert len(found) == 1, (part, [check.name for check in checks])
+    return found[0]
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+# ---- the reference
+
+
+def test_ami_dev_passes(speech_dir: Path) -> None:
+    folder = speech_dir / "ami"
+    reference = read_rttm(folder / "only_words" / "rttms" / "dev")
+    uem = read_uem(folder / "uems" / "dev")
+    checks = check_reference(reference, np.random.default_rng(0), uem=uem, num_crops=300)
+    assert not failed(checks)
+    differ = float(find(checks, "arrival order is not").found.split()[0])
+    assert 75 < differ < 95  # 87.8 % on the training meetings
+    fixed = float(find(checks, "in session channels").found.split()[0])
+    assert 50 < fixed < 75
+    assert find(checks, "AMI dev").level == "info"  # five of eighteen
+    assert find(checks, "floor at 12.5 Hz under").found == "0.00 s"
+    share = float(find(checks, "rotated by one: DER, fixed").found.split()[0])
+    assert share > 80
+
+
+def test_arrival_by_hand() -> None:
+    """B alone after 100 s: every crop after that has B first, and the session's labels call it second."""
+    reference = {"m": Turns.of([Turn(0, 1, "A"), Turn(100, 1000, "B")])}
+    checks = check_reference(reference, np.random.default_rng(0), uem={"m": np.array([[0.0, 1000.0]])}, num_crops=200)
+    assert float(find(checks, "arrival order is not").found.split()[0]) > 95
+    assert float(find(checks, "in session channels").found.split()[0]) > 95
+    assert find(checks, "a perfect diarizer").level == "ok"
+
+
+def test_known_totals_of_ami_are_checked() -> None:
+    names = [f"{m}{part}" for m in ("ES2011", "IS1008", "TS3004") for part in "abcd"]
+    names += ["IB4001", "IB4002", "IB4003", "IB4004", "IB4010", "IB4011"]
+    right = {f"{n}.Mix-Headset": Turns.of([Turn(0, 31_558.66 / 18, "A")]) for n in names}
+    assert find(check_reference(right, np.random.default_rng(0), num_crops=5), "AMI dev").level == "ok"
+    wrong = {**right, "IB4001.Mix-Headset": Turns.of([Turn(0, 1000, "A")])}
+    checks = check_reference(wrong, np.random.default_rng(0), num_crops=5)
+    assert find(checks, "AMI dev").level == "error"
+    assert failed(checks)
+
+
+def test_small_and_odd_references() -> None:
+    """Turns on the frame grid, all inside a collar, one speaker only, an empty recording: no false alarm."""
+    reference = {"a": Turns.of([Turn(0, 0.08, "A")]), "b": Turns.of([Turn(1.6, 1.68, "A")]), "c": NO_TURNS}
+    assert not failed(check_reference(reference, np.random.default_rng(0)))
+    with pytest.raises(ValueError, match="no speech"):
+        check_reference({"c": NO_TURNS}, np.random.default_rng(0))
+
+
+# ---- the store
+
+
+def make_store(path: Path, rows: list[dict], noise: float = 0.0) -> featstore.Store:
+    """`rows` are Utterance attributes; ``take`` numbers the content, so equal takes are copies."""
+    rng = np.random.default_rng(1)
+    with featstore.writer(path, FeatureSpec("toy", 16, "float16", 16000, MIMI_GRID, "toy", "")) as writer:
+        for i, row in enumerate(rows):
+            row = dict(row)
+            content = np.random.default_rng([7, row.pop("take", i)])
+            frames = content.normal(size=(25, 16)) + content.normal(size=16)
+            base = {"audio": f"/a/{i}.wav", "start_s": 0.0, "duration_s": 2.0, "recording": f"r{i}", "speaker": f"s{i}"}
+            frames = (frames + noise * rng.normal(size=frames.shape)).astype(np.float16)
+            writer.add(Utterance(**{"id": f"u{i}", "split": "train", **base, **row}), frames)
+    return featstore.open(path)
+
+
+def test_a_clean_store_passes(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", [{"split": s} for s in ("train", "train", "dev", "test", "test")])
+    checks = check_store(store)
+    assert {check.level for check in checks} <= {"ok", "info"}
+    assert [check.name.split(":")[0] for check in checks if check.level == "ok"] == [
+        "dev and test",
+        "dev and train",
+        "test and train",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "name", "found", "level"),
+    [
+        ([{"recording": "m"}, {"recording": "m", "split": "test"}], "test and train: recordings", "1: m", "error"),
+        ([{"speaker": "x"}, {"speaker": "x", "split": "test"}], "test and train: speakers", "1: x", "error"),
+        ([{"speaker": "x"}, {"speaker": "x", "split": "dev"}], "dev and train: speakers", "1: x", "warning"),
+        (
+            [{"turns": (Turn(0, 1, "spk0"),)}, {"turns": (Turn(0, 1, "spk0"),), "split": "test"}],
+            "test and train: names in turns",
+            "1: spk0",
+            "warning",
+        ),
+        (
+            [{"audio": "a.wav", "start_s": 1.0}, {"audio": "a.wav", "start_s": 2.5, "split": "test"}],
+            "test and train: audio",
+            "1: u0 = u1",
+            "error",
+        ),
+        (
+            [{"take": 3}, {"take": 3, "split": "test"}, {}],
+            "test and train: utterances with equal toy",
+            "1: u0 = u1",
+            "error",
+        ),
+        ([{"take": 3}, {"take": 3}, {}, {"split": "test"}], "copies inside a split", "1: u0 = u1", "warning"),
+        ([{"split": ""}, {}], "utterances", "1 (no split), 1 train", "warning"),
+    ],
+)
+def test_each_leak_is_found(tmp_path: Path, rows: list[dict], name: str, found: str, level: str) -> None:
+    checks = [c for c in check_store(make_store(tmp_path / "s", rows)) if name in c.name]
+    assert (checks[0].found, checks[0].level) == (found, level)
+
+
+def test_adjacent_crops_of_one_file_are_no_leak_and_batch_noise_hides_no_copy(tmp_path: Path) -> None:
+    rows = [{"audio": "a.wav", "start_s": 0.0}, {"audio": "a.wav", "start_s": 2.0, "split": "test"}]
+    assert find(check_store(make_store(tmp_path / "s", rows)), "test and train").level == "ok"
+    noisy = make_store(
+        tmp_path / "n", [{"take": 1}, {"take": 1, "split": "test"}, *[{} for _ in range(30)]], noise=1e-3
+    )
+    assert find(check_store(noisy), "equal toy").found == "1: u0 = u1"
+
+
+# ---- runs
+
+
+def write_run(path: Path, store: featstore.Store, protocol: str = "sound", **result: object) -> Path:
+    path.mkdir()
+    features = {n: {"fingerprint": s.fingerprint, "spec": s.to_json()} for n, s in store.features.items()}
+    (path / "config.json").write_text(json.dumps({"protocol": protocol, "features": features}))
+    (path / "result.json").write_text(json.dumps(result))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> featstore.Store:
+    rows = [{"split": s, "recording": f"{s}{i}"} for s in ("train", "dev", "test") for i in range(2)]
+    return make_store(tmp_path / "store", rows)
+
+
+def test_a_diarizers_figures_are_taken_again(tmp_path: Path, store: featstore.Store) -> None:
+    reference = {"test0@0.00": Turns.of([Turn(0, 10, "A"), Turn(5, 20, "B")])}
+    hypothesis = {"test0@0.00": Turns.of([Turn(0, 10, "x"), Turn(6, 20, "y")])}
+    figures = {"der": score(reference, hypothesis).corpus.der}
+    tuned = {"tuned_on": "dev"}
+    good = write_run(tmp_path / "good", store, test=figures, decoding=tuned, recordings={"test0": {}})
+    bad = write_run(
+        tmp_path / "bad", store, test={"der": 0.0}, decoding={"tuned_on": "test"}, recordings={"train1": {}}
+    )
+    for folder in (good, bad):
+        write_rttm(folder / "ref.rttm", reference)
+        write_rttm(folder / "hyp.rttm", hypothesis)
+        (folder / "windows.uem").write_text("test0@0.00 1 0 90\n")
+    assert {check.level for check in check_run(good, store)} == {"ok"}
+    checks = check_run(bad, store)
+    assert find(checks, "taken again").level == "error"
+    assert find(checks, "tuned on").level == "warning"
+    assert (find(checks, "split=train").found, find(checks, "split=train").level) == ("1: train1", "error")
+    other = make_store(tmp_path / "other", [{}], noise=0)
+    assert find(check_run(good, other), f"toy in {other.path}").level == "ok"  # the same spec
+
+
+@pytest.mark.parametrize(("protocol", "level"), [("sound", "error"), ("reference", "warning")])
+def test_a_probe_trained_on_its_trial_speakers_is_found(
+    tmp_path: Path, store: featstore.Store, protocol: str, level: str
+) -> None:
+    same, scores = np.array([True, False, True, False]), np.array([0.9, 0.2, 0.1, 0.3], np.float32)
+    eer = evaluate_scores(scores, same).eer
+    folder = write_run(tmp_path / "run", store, protocol, systems={"probe": {"eer": eer}, "raw": {"eer": 0.0}})
+    columns = {"label": same, "probe": scores, "raw": scores, "enrol_speaker": ["a"] * 4, "test_speaker": ["b"] * 4}
+    pq.write_table(pa.table(columns), folder / "scores.parquet")
+    save_file({"weight": np.zeros(1)}, folder / "model.safetensors", metadata={"whowhen": '{"classes": ["b", "z"]}'})
+    checks = check_run(folder, store)
+    assert find(checks, "EER of probe").level == "ok"
+    assert find(checks, "EER of raw").level == "error"
+    assert (find(checks, "trained on").found, find(checks, "trained on").level) == ("1: b", level)
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a run"):
+        check_run(tmp_path)
+    (tmp_path / "config.json").write_text('{"protocol": 1')
+    with pytest.raises(ValueError, match="damaged"):
+        check_run(tmp_path)
+
+
+# ---- the command
+
+
+def test_doctor_command(tmp_path: Path, store: featstore.Store) -> None:
+    write_rttm(tmp_path / "ref.rttm", {"m": Turns.of([Turn(i * 7.3, i * 7.3 + 5, "AB"[i % 2]) for i in range(40)])})
+    code, out, err = run("doctor", "--ref", tmp_path / "ref.rttm", "--store", store.path, "--json")
+    data = json.loads(out)
+    assert (code, err, data["ok"]) == (0, "", True)
+    assert all(check["ok"] for check in data["checks"])
+    assert run("doctor", "--ref", tmp_path / "ref.rttm", "--store", store.path, "--json")[1] == out
+    leaky = make_store(tmp_path / "leaky", [{"recording": "m"}, {"recording": "m", "split": "test"}])
+    code, out, _ = run("doctor", "--store", leaky.path)
+    assert code == 1
+    assert "error" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to look at"),
+        (["--ref", "absent.rttm"], "absent.rttm: no such file"),
+        (["--uem", "x.uem"], "give --ref too"),
+        (["nowhere"], "nowhere: not a run"),
+    ],
+)
+def test_wrong_use_is_exit_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: featstore.Store, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if arguments == ["--uem", "x.uem"]:
+        arguments = [*arguments, "--store", str(store.path)]
+    code, out, err = run("doctor", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
