@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.rttm import lines, read_columns, seconds
 from featstore.rttm import write_rttm as _write_turns
 from featstore.types import Turn
 
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
 #: Turns of one speaker that overlap by less than this are merely adjacent: ``start + duration`` is rarely exact.
 TOLERANCE_S = 1e-6
-
-# Record types of the RTTM standard (NIST RT-09 plan, appendix A) that say nothing about who speaks when.
-_OTHER_TYPES = frozenset(
-    "SEGMENT NOSCORE NO_RT_METADATA LEXEME NON-LEX NON-SPEECH FILLER EDIT IP SU CB A/P SPKR-INFO".split()
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,25 +110,6 @@ class Turns:
 NO_TURNS = Turns(np.zeros(0), np.zeros(0), np.zeros(0, np.int64), ())
 
 
-def _lines(path: Path) -> list[str]:
-    raw = path.read_bytes()
-    try:
-        return raw.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}:{number}: not UTF-8 text; convert the file (iconv -t UTF-8) and try again") from None
-
-
-def _seconds(text: str, where: str, what: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{where}: expected a {what} in seconds, found {text[:40]!r}")
-    return value
-
-
 def files_in(path: str | PathLike[str], suffix: str) -> list[Path]:
     """The file itself, or every ``*suffix`` file in a folder and below.
 
@@ -186,51 +162,7 @@ def read_rttm(path: str | PathLike[str], note: Callable[[str], None] | None = No
 
 
 def _read_rttm_file(path: Path, note: Callable[[str], None]) -> dict[str, Turns]:
-    odd: dict[str, list[int]] = {}
-    table: dict[str, tuple[list[float], list[float], list[str]]] = {}
-    channels: dict[str, set[str]] = {}
-    recording, starts, ends, names = None, [], [], []
-    for number, line in enumerate(_lines(path), 1):
-        fields = line.split()
-        if not fields or fields[0].startswith(";"):
-            continue
-        if fields[0] != "SPEAKER":
-            if fields[0] not in _OTHER_TYPES:
-                raise ValueError(f"{path}:{number}: expected a line that starts with SPEAKER, found {fields[0][:40]!r}")
-            odd.setdefault("records of other types passed over", []).append(number)
-            continue
-        if not 8 <= len(fields) <= 10:
-            raise ValueError(
-                f"{path}:{number}: expected 8 to 10 fields (SPEAKER recording channel start duration <NA> <NA> speaker "
-                f"<NA> <NA>), found {len(fields)}; names cannot hold spaces"
-            )
-        try:
-            start, duration = float(fields[3]), float(fields[4])
-            usual = 0 <= start < math.inf and 0 < duration < math.inf
-        except ValueError:
-            usual = False
-        if not usual:
-            start = _seconds(fields[3], f"{path}:{number}", "start")
-            duration = _seconds(fields[4], f"{path}:{number}", "duration")
-            if duration < 0:
-                raise ValueError(f"{path}:{number}: expected a duration of 0 or more seconds, found {fields[4]}")
-            if start < 0:
-                odd.setdefault("turns that start before 0 s", []).append(number)
-            if duration == 0:
-                odd.setdefault("turns of no length left out", []).append(number)
-        if fields[1] != recording:
-            recording = fields[1]
-            starts, ends, names = table.setdefault(recording, ([], [], []))
-        channels.setdefault(recording, set()).add(fields[2])
-        starts.append(start)
-        ends.append(start + duration)
-        names.append(fields[7])
-    for what, numbers in odd.items():
-        note(f"{path}: {len(numbers)} {what} (first: line {numbers[0]})")
-    for name, used in channels.items():
-        if len(used) > 1:
-            note(f"{path}: recording {name!r} has {len(used)} channels, scored as one")
-    found = {name: Turns.from_arrays(*columns) for name, columns in table.items()}
+    found = {name: Turns.from_arrays(*columns) for name, columns in read_columns(path, note).items()}
     for name, turns in found.items():
         if joined := len(turns) - len(turns.merged()):
             note(f"{path}: recording {name!r}: {joined} turns overlap another of the same speaker and are joined to it")
@@ -252,7 +184,7 @@ def read_uem(path: str | PathLike[str], note: Callable[[str], None] | None = Non
     """
     table: dict[str, list[tuple[float, float]]] = {}
     for file in files_in(path, ".uem"):
-        for number, line in enumerate(_lines(file), 1):
+        for number, line in enumerate(lines(file), 1):
             fields = line.split()
             if not fields or fields[0].startswith(";"):
                 continue
@@ -260,7 +192,7 @@ def read_uem(path: str | PathLike[str], note: Callable[[str], None] | None = Non
                 raise ValueError(
                     f"{file}:{number}: expected 4 fields (recording channel start end), found {len(fields)}"
                 )
-            start, end = (_seconds(field, f"{file}:{number}", "time") for field in fields[2:])
+            start, end = (seconds(field, f"{file}:{number}", "time") for field in fields[2:])
             if end < start:
                 raise ValueError(f"{file}:{number}: the region ends at {end:g} s, before it starts at {start:g} s")
             if end == start and note:

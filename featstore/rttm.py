@@ -3,69 +3,115 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 
 from featstore.types import Turn
 
-# The other record types of NIST's RT-09 plan: valid in a file, of no use here.
+# The other record types of the standard: valid in a file, of no use here.
 _OTHER_TYPES = frozenset(
     "SEGMENT NOSCORE NO_RT_METADATA LEXEME NON-LEX NON-SPEECH FILLER EDIT IP SU CB A/P SPKR-INFO".split()
 )
 
 
 def read_rttm(path: str | PathLike[str]) -> dict[str, tuple[Turn, ...]]:
-    """Read the SPEAKER lines of an RTTM file.
-
-    Comment lines (``;``), blank lines, a byte-order mark, tabs and runs of spaces are accepted; the record types of
-    the RTTM standard that say nothing of speakers are passed over; turns of no length are dropped, since they hold
-    no speech.
-
-    Returns
-    -------
-    dict : recording → its turns by start time, in seconds.
+    """Read an RTTM file: recording → its turns by start time, in seconds. What is accepted: see `read_columns`.
 
     Raises
     ------
-    ValueError : naming file and line, for anything else: an unknown type, too few fields, a start or duration that
-        is no finite number, a negative duration or start, bytes that are not UTF-8.
+    OSError, ValueError : as `read_columns`.
+    """
+    return {
+        name: tuple(sorted(map(Turn, *columns), key=lambda t: (t.start_s, t.end_s)))
+        for name, columns in read_columns(path).items()
+    }
+
+
+def read_columns(
+    path: str | PathLike[str], note: Callable[[str], None] = lambda text: None
+) -> dict[str, tuple[list[float], list[float], list[str]]]:
+    """Read the SPEAKER records of an RTTM file as columns: recording → (starts, ends, speakers), in seconds.
+
+    Accepted as they are: comment lines (``;``), blank lines, tabs and runs of spaces, a byte-order mark. Accepted, and
+    told to `note` with a count: other record types of the standard, turns of no length (left out), turns that start
+    before 0, several channels of a recording (read as one).
+
+    Raises
+    ------
+    OSError : no such file.
+    ValueError : naming file and line: not UTF-8, an unknown record type, a field too few or too many, a time that is no
+        finite number, a negative duration.
 
     Source: NIST, “The 2009 (RT-09) Rich Transcription Meeting Recognition Evaluation Plan”, appendix A.
     """
-    turns: dict[str, list[Turn]] = {}
-    for number, raw in enumerate(Path(path).read_bytes().splitlines(), start=1):
-        where = f"{path}:{number}"
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-        except UnicodeDecodeError:
-            raise ValueError(f"{where}: not UTF-8; convert the file (iconv -t UTF-8) and try again") from None
-        if not line or line.startswith(";"):
-            continue
+    odd: dict[str, list[int]] = {}
+    table: dict[str, tuple[list[float], list[float], list[str]]] = {}
+    channels: dict[str, set[str]] = {}
+    recording, starts, ends, names = None, [], [], []
+    for number, line in enumerate(lines(path), 1):
         fields = line.split()
-        if fields[0] in _OTHER_TYPES:
+        if not fields or fields[0].startswith(";"):
             continue
         if fields[0] != "SPEAKER":
-            raise ValueError(f"{where}: expected a line that starts with SPEAKER, found {fields[0][:40]!r}")
-        if len(fields) < 8:
+            if fields[0] not in _OTHER_TYPES:
+                raise ValueError(f"{path}:{number}: expected a line that starts with SPEAKER, found {fields[0][:40]!r}")
+            odd.setdefault("records of other types passed over", []).append(number)
+            continue
+        if not 8 <= len(fields) <= 10:
             raise ValueError(
-                f"{where}: expected at least 8 fields (SPEAKER file channel start duration <NA> <NA> speaker), "
-                f"found {len(fields)}; names must not hold spaces"
+                f"{path}:{number}: expected 8 to 10 fields (SPEAKER recording channel start duration <NA> <NA> speaker "
+                f"<NA> <NA>), found {len(fields)}; names cannot hold spaces"
             )
-        start_s, duration_s = (_seconds(field, where) for field in fields[3:5])
-        of_recording = turns.setdefault(fields[1], [])
-        if duration_s > 0:
-            of_recording.append(Turn(start_s, start_s + duration_s, fields[7]))
-    return {name: tuple(sorted(found, key=lambda t: (t.start_s, t.end_s))) for name, found in turns.items()}
+        channels.setdefault(fields[1], set()).add(fields[2])
+        try:
+            start, duration = float(fields[3]), float(fields[4])
+            usual = 0 <= start < math.inf and 0 < duration < math.inf
+        except ValueError:
+            usual = False
+        if not usual:
+            start = seconds(fields[3], f"{path}:{number}", "start")
+            duration = seconds(fields[4], f"{path}:{number}", "duration")
+            if duration < 0:
+                raise ValueError(f"{path}:{number}: expected a duration of 0 or more seconds, found {fields[4]}")
+            if start < 0:
+                odd.setdefault("turns that start before 0 s", []).append(number)
+            if duration == 0:
+                odd.setdefault("turns of no length left out", []).append(number)
+                table.setdefault(fields[1], ([], [], []))  # the recording is known, even if nobody speaks
+                continue
+        if fields[1] != recording:
+            recording = fields[1]
+            starts, ends, names = table.setdefault(recording, ([], [], []))
+        starts.append(start)
+        ends.append(start + duration)
+        names.append(fields[7])
+    for what, numbers in odd.items():
+        note(f"{path}: {len(numbers)} {what} (first: line {numbers[0]})")
+    for name, used in channels.items():
+        if len(used) > 1:
+            note(f"{path}: recording {name!r} has {len(used)} channels, scored as one")
+    return table
 
 
-def _seconds(field: str, where: str) -> float:
+def lines(path: str | PathLike[str]) -> list[str]:
+    """Lines of a UTF-8 text file, a byte-order mark dropped; a ValueError names the first line that is not UTF-8."""
+    raw = Path(path).read_bytes()
     try:
-        value = float(field)
+        return raw.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        number = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}:{number}: not UTF-8 text; convert the file (iconv -t UTF-8) and try again") from None
+
+
+def seconds(text: str, where: str, what: str) -> float:
+    """A time from a file; a ValueError says where it is no finite number."""
+    try:
+        value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"{where}: expected a time in seconds, 0 or more, found {field!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{where}: expected a {what} in seconds, found {text[:40]!r}")
     return value
 
 

@@ -1,0 +1,152 @@
+"""Encoders by name: "mimi", "titanet", and whatever other packages add through an entry point."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore.types import FeatureSpec
+
+#: Other packages add an encoder with an entry point of this group: name = "package.module:factory".
+GROUP = "featstore.extractors"
+
+#: name → (module, factory, import names of what the extra `extract` brings)
+_BUILT_IN = {
+    "mimi": ("featstore.extractors.mimi", "MimiExtractor", ("moshi",)),
+    "titanet": ("featstore.extractors.titanet", "TitaNetExtractor", ("nemo", "omegaconf")),
+}
+
+
+class ExtractorError(ValueError):
+    """An encoder cannot be made or cannot take its input; the text says what to do."""
+
+
+@runtime_checkable
+class Extractor(Protocol):
+    """Speech in, frames out. ``tests/extractor_contract.py`` checks what any implementation must hold.
+
+    Attributes
+    ----------
+    spec : what the frames are; fixed when the extractor is made.
+    """
+
+    spec: FeatureSpec
+
+    def extract(self, waves: Sequence[NDArray]) -> list[NDArray]:
+        """Frames of every wave, in order.
+
+        Parameters
+        ----------
+        waves : each ``(samples,)`` float32 at ``spec.sample_rate_hz``, mono, full scale ±1.
+
+        Returns
+        -------
+        list of ``(frames, spec.dim)`` float32. A wave's frames do not depend on the waves beside it.
+
+        Raises
+        ------
+        ValueError : a wave is empty, not one-dimensional or not finite.
+        """
+        ...
+
+
+def names() -> list[str]:
+    """Every name `create` knows, sorted."""
+    return sorted({*_BUILT_IN, *_third_party()})
+
+
+def create(name: str, **settings: Any) -> Extractor:
+    """Make an extractor.
+
+    Parameters
+    ----------
+    name : "mimi", "titanet" or an entry point of the group ``featstore.extractors``.
+    settings : passed to the factory: ``weights``, ``device``, ``precision`` and the encoder's own. Those that
+        are None are left out, so that a command line can hand over what was not given.
+
+    Raises
+    ------
+    ExtractorError : unknown name, unknown setting, or the packages it needs are not installed.
+    """
+    settings = {key: value for key, value in settings.items() if value is not None}
+    factory = _factory(name)
+    try:
+        extractor = factory(**settings)
+    except ModuleNotFoundError as error:
+        needs = _BUILT_IN[name][2] if name in _BUILT_IN else ()
+        if (error.name or "").split(".")[0] not in needs:
+            raise
+        raise ExtractorError(
+            f"extractor {name!r} needs {needs[0]}, which is not installed: pip install 'whowhen[extract]'"
+        ) from None
+    except TypeError as error:
+        # Only the call itself: a TypeError from inside the factory is a bug and keeps its traceback.
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            raise
+        raise ExtractorError(f"extractor {name!r} does not take these settings: {error}") from None
+    if not isinstance(getattr(extractor, "spec", None), FeatureSpec) or not callable(
+        getattr(extractor, "extract", None)
+    ):
+        raise ExtractorError(
+            f"extractor {name!r}: expected an object with `spec` (a FeatureSpec) and `extract`, found {extractor!r}"
+        )
+    return extractor
+
+
+def checked_wave(wave: NDArray, spec: FeatureSpec) -> NDArray[np.float32]:
+    """`wave` as contiguous float32, or a clear refusal.
+
+    Raises
+    ------
+    ExtractorError : empty, not one-dimensional, not a real number, NaN or infinite.
+    """
+    wave = np.asarray(wave)
+    wants = f"feature {spec.name!r}: expected a wave of shape (samples,), finite, at {spec.sample_rate_hz} Hz"
+    if wave.ndim != 1 or wave.dtype.kind not in "fiu":
+        raise ExtractorError(f"{wants}; found {wave.dtype} of shape {wave.shape}")
+    if wave.size == 0:
+        raise ExtractorError(f"{wants}; found no samples")
+    wave = np.ascontiguousarray(wave, dtype=np.float32)
+    if not np.isfinite(wave).all():
+        bad = int(np.flatnonzero(~np.isfinite(wave))[0])
+        raise ExtractorError(f"{wants}; found {wave[bad]} at sample {bad} ({bad / spec.sample_rate_hz:.3f} s)")
+    return wave
+
+
+def checked_frames(frames: NDArray, spec: FeatureSpec) -> NDArray[np.float32]:
+    """`frames` if they are finite, else a clear refusal: nothing that is not a number goes into a store.
+
+    Raises
+    ------
+    ExtractorError : NaN or infinite.
+    """
+    if not np.isfinite(frames).all():
+        precision = spec.settings.get("precision", "float32")
+        hint = "use --precision float32" if precision != "float32" else "the audio's level is beyond all bounds"
+        raise ExtractorError(f"feature {spec.name!r}: the encoder's output is not finite in {precision}; {hint}")
+    return frames
+
+
+def _third_party() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _factory(name: str) -> Callable[..., Extractor]:
+    if name in _BUILT_IN:
+        module, factory, _ = _BUILT_IN[name]
+        return getattr(importlib.import_module(module), factory)
+    points = _third_party()
+    if name not in points:
+        raise ExtractorError(
+            f"no extractor is called {name!r}; known: {', '.join(names())}. Another package can add one with an "
+            f"entry point in the group {GROUP!r}"
+        )
+    try:
+        return points[name].load()
+    except (ImportError, AttributeError) as error:
+        raise ExtractorError(f"extractor {name!r} ({points[name].value}) cannot be loaded: {error}") from error
