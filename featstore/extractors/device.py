@@ -1,0 +1,95 @@
+"""Which device an encoder runs on, and the lowest precision that leaves its features as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featstore.extractors import ExtractorError
+
+PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+#: Half precision is used on its own accord only where every frame keeps this cosine to float32's.
+MIN_COSINE = 0.999
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of that name; "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises
+    ------
+    ExtractorError : unknown, or not on this machine.
+    """
+    mps = torch.backends.mps.is_available()
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ExtractorError(f"device {device!r}: expected auto, cpu, cuda, cuda:N or mps")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(mps)}[kind]
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ExtractorError(f"device {device!r}: expected auto, cpu, cuda, cuda:N or mps") from None
+    if (chosen.index or 0) >= there:
+        raise ExtractorError(
+            f"device {device!r} is not on this machine ({there} of that kind found); use --device auto"
+        )
+    if kind == "cuda":
+        # TF32 keeps 10 bits of the mantissa in products and sums in float32: far below the 1e-3 that matters here.
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    return chosen
+
+
+def choose_precision(wanted: str, device: torch.device, encode: Callable[[str], NDArray]) -> str:
+    """The precision to run in.
+
+    Parameters
+    ----------
+    wanted : "float32", "float16", "bfloat16", or "auto": float32, except float16 on CUDA where `agreement` of the
+        features of a probe signal is at least `MIN_COSINE`.
+    encode : features ``(frames, dim)`` of the probe signal in the named precision; only called for "auto".
+
+    Raises
+    ------
+    ExtractorError : unknown name.
+    """
+    if wanted != "auto":
+        if wanted not in PRECISIONS:
+            raise ExtractorError(f"precision {wanted!r}: expected auto, {', '.join(PRECISIONS)}")
+        return wanted
+    if device.type != "cuda":
+        return "float32"
+    return "float16" if agreement(encode("float32"), encode("float16")) >= MIN_COSINE else "float32"
+
+
+def agreement(expected: NDArray, found: NDArray) -> float:
+    """The smallest cosine between equal frames of two ``(frames, dim)`` arrays; -1 if `found` is not finite."""
+    if not np.isfinite(found).all():
+        return -1.0
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    dots = (a * b).sum(axis=1)
+    # Two frames of zeros agree; one of zeros and one of something does not.
+    same = np.where(norms > 0, dots / np.where(norms > 0, norms, 1.0), (a == b).all(axis=1))
+    return float(same.min())
+
+
+def probe_wave(sample_rate_hz: int, seconds: float = 4.0) -> NDArray[np.float32]:
+    """A fixed speech-like signal: a gliding pulse train through moving resonances, syllables, pauses, soft noise."""
+    rng = np.random.default_rng(0)
+    time_s = np.arange(int(seconds * sample_rate_hz)) / sample_rate_hz
+    pitch_hz = 130 + 40 * np.sin(2 * np.pi * 0.6 * time_s)
+    phase = 2 * np.pi * np.cumsum(pitch_hz) / sample_rate_hz
+    voice = np.zeros_like(time_s)
+    for harmonic in range(1, 30):
+        hz = harmonic * pitch_hz
+        first = 500 + 250 * np.sin(2 * np.pi * 1.7 * time_s)
+        second = 1500 + 600 * np.sin(2 * np.pi * 1.1 * time_s + 1)
+        gain = np.exp(-(((hz - first) / 200) ** 2)) + 0.5 * np.exp(-(((hz - second) / 300) ** 2)) + 0.02
+        voice += gain * np.sin(harmonic * phase) * (hz < 0.45 * sample_rate_hz)
+    syllables = np.clip(np.sin(2 * np.pi * 3.1 * time_s) + 0.4, 0, 1)
+    return (0.1 * voice * syllables + 0.003 * rng.standard_normal(time_s.size)).astype(np.float32)
