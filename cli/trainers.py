@@ -1,0 +1,128 @@
+"""The `trainers` command: features in, runs out."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.errors import user_errors
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+class Kind(StrEnum):
+    """What can be fitted."""
+
+    probe = "probe"
+    adapter = "adapter"
+    fusion = "fusion"
+    unfreeze = "unfreeze"
+
+
+class Protocol(StrEnum):
+    """How to train and measure."""
+
+    sound = "sound"
+    reference = "reference"
+
+
+@app.callback()
+def main() -> None:
+    """Train on features that `featstore extract` made; each run is one folder."""
+
+
+_EXAMPLES = """
+Examples:
+
+  trainers fit probe --store STORE --out runs/probe --set trials=trials.txt
+
+  trainers fit adapter --store STORE --out runs/adapter --protocol reference
+
+  trainers fit fusion --store STORE --out runs/fusion --config fusion.toml --set epochs=20 --set sampling='ami*:3'
+
+  trainers fit adapter --store STORE --out runs/adapter --resume          (goes on where it was killed)
+
+  torchrun --nproc-per-node 4 -m cli.trainers fit adapter --store STORE --out runs/adapter     (four GPUs)
+
+Every setting and its default: python -c "import trainers.config as c; help(c.FitConfig)"
+"""
+
+
+@app.command(epilog=_EXAMPLES)
+@user_errors()
+def fit(
+    kind: Annotated[Kind, typer.Argument(help="probe: who, linearly; the others: who spoke when.")],
+    store: Annotated[Path, typer.Option(help="The store with the features.")],
+    out: Annotated[Path, typer.Option(help="The run's folder; must not exist unless --resume.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
+    protocol: Annotated[
+        Protocol | None, typer.Option(help="sound (default), or reference: as published, flaws included.")
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value; may be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")] = False,
+) -> None:
+    """Fit KIND on the features of a store and write a run's folder."""
+    from trainers.config import FitConfig
+
+    made = FitConfig.make(kind.value, file=config, settings=settings or (), protocol=protocol and protocol.value)
+
+    import featstore
+    from trainers.runs import Run
+
+    opened = featstore.open(store)
+    run = Run.create(out, made, opened, resume=resume)
+    if kind is Kind.probe:
+        result = _fit_probe(run, opened)
+    else:
+        from trainers.fit import fit_diarizer
+
+        result = fit_diarizer(run, opened)
+    if as_json:
+        print(json.dumps(result))
+    elif result:
+        _show(result, out)
+
+
+def _fit_probe(run: Any, store: Any) -> dict[str, Any]:
+    from cli.progress import bar
+    from trainers.probe import fit_probe
+
+    with bar("probe") as shown:
+        return fit_probe(
+            run,
+            store,
+            on_epoch=lambda row: shown.update(row["epoch"], run.config.epochs, f"accuracy {row['accuracy']:.1%}"),
+        )
+
+
+def _show(result: dict[str, Any], out: Path) -> None:
+    """A few lines for people; all of it is in result.json."""
+    for warning in result["warnings"]:
+        print(f"WARNING {warning}")
+    if result["kind"] == "probe":
+        pieces = f" and {result['num_pieces']} pieces of {result['piece_s']:g} s" if result["num_pieces"] else ""
+        print(
+            f"{result['protocol']} protocol: trained on {result['num_utterances']} utterances{pieces} of "
+            f"{result['num_speakers']} speakers (accuracy {result['train_accuracy']:.1%}), "
+            f"scored on {result['num_trials']} trials of {result['num_trial_speakers']} speakers"
+        )
+        for name, figures in result["systems"].items():
+            print(f"  {name:12s} EER {figures['eer']:7.2%}")
+    else:
+        print(f"{result['protocol']} protocol, {result['parameters']:,} parameters, best epoch {result['best_epoch']}")
+        figures = result["test"]
+        for name, key in (("DER", "der"), ("DER, fixed channels", "fixed_der"), ("missed + false alarm", "detection")):
+            print(f"  {name:22s} {'—' if figures[key] is None else format(figures[key], '7.2%')}")
+        print(f"  input {result['input_share']:.2%} of the step time")
+    for note in result["notes"]:
+        print(f"note: {note}")
+    print(f"run: {out}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,190 @@
+"""Crops, labels, masks, splits and sampling."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+import featstore
+from evaluation.frames import turns_to_frames
+from featstore import MIMI_GRID, FrameGrid, Turn, Utterance
+from tests.sessions import make_store, spec
+from trainers.config import ConfigError, FitConfig
+from trainers.data import Crop, FrameSource, epoch_crops, rasterise, windows
+from trainers.sessions import common_grid, load_sessions
+
+CPU = torch.device("cpu")
+SMALL = ("width=8", "heads=2", "layers=1", "ffn=8")
+
+
+def config(*settings, kind="adapter", **overrides) -> FitConfig:
+    return FitConfig.make(kind, settings=(*SMALL, *settings), **overrides)
+
+
+def write(path, utterances, dim=3, name="mimi", frames=None, **changes):
+    with featstore.writer(path, spec(name, dim, **changes)) as writer:
+        for u in utterances:
+            n = frames or round(u.duration_s / 0.08)
+            writer.add(u, np.arange(n)[:, None] + np.arange(dim) / 10)
+    return path
+
+
+def talk(id, split, *turns, seconds=4.0, recording=None):
+    return Utterance(id, "none.wav", 0.0, seconds, recording or id, None, split, tuple(Turn(*t) for t in turns))
+
+
+@pytest.fixture
+def by_hand(tmp_path):
+    """0.08 s frames centred on 0.04, 0.12, …: b talks in frames 5–24, a in 10–14, c in 30–49."""
+    turns = ((0.40, 2.00, "b"), (0.80, 1.20, "a"), (2.40, 4.00, "c"))
+    write(tmp_path / "s", [talk("t", "train", *turns), talk("d", "dev", *turns), talk("e", "test", *turns)])
+    return featstore.open(tmp_path / "s")
+
+
+def test_labels_by_hand_in_order_of_arrival_in_the_crop(by_hand):
+    session = load_sessions(by_hand, config()).train[0]
+    assert session.names == ("b", "a", "c")
+    labels, names, dropped = rasterise(Crop(session, 0), 50, 4, resort=True)
+    assert (names, dropped) == (["b", "a", "c"], 0)
+    assert [np.flatnonzero(labels[:, k]).tolist() for k in range(4)] == [
+        list(range(5, 25)),
+        list(range(10, 15)),
+        list(range(30, 50)),
+        [],
+    ]
+    # From frame 26 on only c talks, so c is channel 0; the session's order would leave c on channel 2.
+    labels, names, _ = rasterise(Crop(session, 26), 20, 4, resort=True)
+    assert names == ["c"]
+    assert np.flatnonzero(labels[:, 0]).tolist() == list(range(4, 20))
+    labels, names, _ = rasterise(Crop(session, 26), 20, 4, resort=False)
+    assert names == ["b", "a", "c"]
+    assert labels[:, :2].sum() == 0
+    assert np.flatnonzero(labels[:, 2]).tolist() == list(range(4, 20))
+
+
+def test_labels_equal_the_scorers_rasterisation(tmp_path):
+    store = featstore.open(make_store(tmp_path / "s", {"train": 3, "dev": 1}))
+    rng = np.random.default_rng(0)
+    for session in load_sessions(store, config()).train:
+        for start in rng.integers(0, 100, 5):
+            labels, names, dropped = rasterise(Crop(session, int(start)), 50, 6, resort=True)
+            assert dropped == 0
+            expected = turns_to_frames(session.turns, MIMI_GRID, start, start + 50, names)
+            np.testing.assert_array_equal(labels[:, : len(names)], expected)
+            assert not labels[:, len(names) :].any()
+
+
+def test_too_many_speakers_keep_those_who_talk_most_and_count_the_rest(tmp_path):
+    turns = [(0.0, 0.16, "brief")] + [(0.4 + i * 0.8, 0.4 + i * 0.8 + 0.56, f"long{i}") for i in range(4)]
+    write(tmp_path / "s", [talk("t", "train", *turns), talk("d", "dev", *turns)])
+    session = load_sessions(featstore.open(tmp_path / "s"), config()).train[0]
+    _, names, dropped = rasterise(Crop(session, 0), 50, 4, resort=True)
+    assert (names, dropped) == (["long0", "long1", "long2", "long3"], 2)
+    _, names, _ = rasterise(Crop(session, 0), 50, 4, resort=False)  # as published: the first four
+    assert names == ["brief", "long0", "long1", "long2"]
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_batches_hold_the_crops_frames_then_zeros(by_hand, resident):
+    sessions = load_sessions(by_hand, config())
+    source = FrameSource(by_hand, config(), 30, CPU)
+    if resident:
+        source.keep(sessions.train + sessions.dev)
+    assert source.resident is resident
+    crops = [Crop(sessions.train[0], 0), Crop(sessions.train[0], 7), Crop(sessions.dev[0], 35)]
+    batches = list(source.batches(crops, 2))
+    assert [len(b.inputs) for b in batches] == [2, 1]
+    assert batches[0].inputs[1, :, 0].tolist() == list(range(7, 37))
+    assert batches[1].inputs[0, :, 0].tolist() == list(range(35, 50)) + [0] * 15
+    assert batches[1].mask[0].tolist() == [True] * 15 + [False] * 15
+    assert batches[1].labels[0].sum() == 15
+
+
+def test_fusion_concatenates_and_cuts_to_the_common_length(by_hand):
+    write(by_hand.path, [by_hand.utterance(i) for i in ("t", "d", "e")], dim=2, name="titanet", frames=49)
+    store = featstore.open(by_hand.path)
+    fusion = config(kind="fusion")
+    sessions = load_sessions(store, fusion)
+    assert sessions.train[0].num_frames == 49
+    batch = FrameSource(store, fusion, 50, CPU).batch([Crop(sessions.train[0], 0)])
+    assert batch.inputs.shape == (1, 50, 5)
+    np.testing.assert_allclose(batch.inputs[0, 20], [20, 20.1, 20.2, 20, 20.1], rtol=1e-3)
+    assert batch.inputs[0, 49].abs().sum() == 0 and not batch.mask[0, 49]
+
+
+def test_features_that_do_not_fit_together_are_refused(by_hand, tmp_path):
+    utterances = [by_hand.utterance(i) for i in ("t", "d", "e")]
+    write(by_hand.path, utterances, dim=2, name="short", frames=40)
+    write(by_hand.path, utterances, dim=2, name="slow", frames=50, grid=FrameGrid(0.1, 0.2))
+    store = featstore.open(by_hand.path)
+    with pytest.raises(ConfigError, match="differ by more than a frame"):
+        load_sessions(store, config("feature=mimi+short"))
+    with pytest.raises(ConfigError, match="lie on different frames"):
+        common_grid(store, ("mimi", "slow"))
+
+
+def test_a_recording_in_two_splits_is_refused_unless_by_the_reference_protocol(tmp_path):
+    turns = ((0.0, 1.0, "a"),)
+    utterances = [talk("x", "train", *turns, recording="m1"), talk("y", "test", *turns, recording="m1")]
+    write(tmp_path / "s", [*utterances, talk("z", "dev", *turns)])
+    store = featstore.open(tmp_path / "s")
+    with pytest.raises(ConfigError, match=r"1 recordings are in more than one split \(first: m1\)"):
+        load_sessions(store, config())
+    assert load_sessions(store, config(protocol="reference")).train
+
+
+def test_without_dev_whole_recordings_are_held_out(tmp_path):
+    turns = ((0.0, 1.0, "a"),)
+    utterances = [talk(f"{r}-{i}", "train", *turns, recording=f"m{r}") for r in range(10) for i in range(2)]
+    write(tmp_path / "s", utterances)
+    sessions = load_sessions(featstore.open(tmp_path / "s"), config("dev_fraction=0.2"))
+    assert {s.recording for s in sessions.train}.isdisjoint(s.recording for s in sessions.dev)
+    assert len({s.recording for s in sessions.dev}) == 2
+    assert sessions.test == sessions.dev
+    assert any("no split=dev" in note for note in sessions.notes)
+    assert any("no split=test" in note for note in sessions.notes)
+
+
+def test_nothing_to_train_or_tune_on(tmp_path):
+    write(tmp_path / "s", [talk("x", "test", (0.0, 1.0, "a"))])
+    with pytest.raises(ConfigError, match="nothing to train on"):
+        load_sessions(featstore.open(tmp_path / "s"), config())
+    write(tmp_path / "t", [talk("x", "train", (0.0, 1.0, "a"))])
+    with pytest.raises(ConfigError, match="one recording only"):
+        load_sessions(featstore.open(tmp_path / "t"), config())
+
+
+def test_sampling_weighs_sessions_by_length_and_pattern(tmp_path):
+    turns = ((0.0, 1.0, "a"),)
+    utterances = [
+        talk("sim/1", "train", *turns, seconds=8.0),
+        talk("ami/1", "train", *turns, seconds=8.0),
+        talk("ami/2", "train", *turns, seconds=16.0),
+        talk("d", "dev", *turns),
+    ]
+    write(tmp_path / "s", utterances)
+    chosen = config("sampling=ami/*:3", "crops_per_epoch=1000")
+    sessions = load_sessions(featstore.open(tmp_path / "s"), chosen).train
+    crops = epoch_crops(sessions, chosen, 25, epoch=1)
+    counts = Counter(c.session.id for c in crops)
+    assert counts == {"sim/1": 100, "ami/1": 300, "ami/2": 600}
+    assert min(c.start for c in crops) == 0
+    assert max(c.start for c in crops if c.session.id == "ami/2") in range(170, 176)  # up to the very end
+    assert [c.start for c in epoch_crops(sessions, chosen, 25, 1)] == [c.start for c in crops]
+    assert [c.start for c in epoch_crops(sessions, chosen, 25, 2)] != [c.start for c in crops]
+    # By default an epoch is as much audio as there is, weights included: (8 + 3·8 + 3·16) s in crops of 2 s.
+    assert len(epoch_crops(sessions, config("sampling=ami/*:3"), 25, 1)) == 40
+    with pytest.raises(ConfigError, match="weight 0"):
+        epoch_crops(sessions, config("sampling=*:0"), 25, 1)
+
+
+def test_windows_cover_every_frame_once(by_hand):
+    session = load_sessions(by_hand, config()).train[0]
+    assert [(c.start, min(20, session.num_frames - c.start)) for c in windows([session], 20)] == [
+        (0, 20),
+        (20, 20),
+        (40, 10),
+    ]

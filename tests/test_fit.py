@@ -1,0 +1,314 @@
+"""The training loop: configuration, exact resumption, what a run writes, and a problem with a known answer."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+import typing
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import featstore
+from cli.trainers import app
+from evaluation.diarization import score
+from evaluation.rttm import read_rttm, read_uem
+from tests.conftest import ROOT
+from tests.sessions import make_store
+from trainers.config import ConfigError, FitConfig
+from trainers.decode import FrameTally
+from trainers.fit import fit_diarizer, learning_rate_factor
+from trainers.runs import Run, RunError
+
+TINY = (
+    *("width=8", "heads=2", "layers=1", "ffn=16", "crop_s=4", "batch_size=2", "epochs=3", "crops_per_epoch=7"),
+    *("warmup_steps=4", "lr=1e-2", "device=cpu", "thresholds=0.3,0.5", "medians=1,3"),
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fit") / "store"
+    return featstore.open(make_store(path, {"train": 6, "dev": 2, "test": 2}, seconds=10.0))
+
+
+def config(*settings, kind="adapter", **overrides):
+    return FitConfig.make(kind, settings=(*TINY, *settings), **overrides)
+
+
+def fit(folder, store, *settings, resume=False, on_step=None, **overrides):
+    run = Run.create(folder, config(*settings, **overrides), store, resume=resume)
+    return run, fit_diarizer(run, store, on_step=on_step)
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(step):
+    def on_step(state):
+        if state.step == step:
+            raise Killed
+
+    return on_step
+
+
+def timeless_history(run):
+    rows = list(csv.DictReader((run.path / "history.csv").read_text().splitlines()))
+    return [{k: v for k, v in row.items() if k not in ("steps_per_s", "input_share")} for row in rows]
+
+
+# ---- configuration
+
+
+def test_defaults_are_the_published_recipe():
+    c = FitConfig.make("adapter")
+    assert (c.lr, c.weight_decay, c.warmup_steps, c.batch_size, c.epochs, c.patience) == (1e-4, 1e-3, 2500, 4, 40, 10)
+    assert (c.crop_s, c.speakers, c.sort_weight, c.pil_weight) == (90.0, 4, 0.5, 0.5)
+    assert c.thresholds == (0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60)
+    probe = FitConfig.make("probe")
+    assert (probe.lr, probe.epochs, probe.batch_size) == (1e-3, 100, 256)
+    assert FitConfig.make("fusion").features == ("mimi", "titanet")
+    unfreeze = FitConfig.make("unfreeze")
+    assert (unfreeze.mimi_lr, unfreeze.lr, unfreeze.mimi_grad_clip, unfreeze.grad_clip) == (1e-5, 1e-4, 0.5, 1.0)
+    assert FitConfig.from_json(json.loads(json.dumps(unfreeze.to_json()))) == unfreeze
+
+
+def test_toml_then_settings_then_overrides(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('epochs = 7\nlr = 1\nthresholds = [0.4]\n[sampling]\n"ami*" = 3\n')
+    c = FitConfig.make("adapter", file=file, settings=["epochs=9", "medians=3,7"], protocol="reference")
+    assert (c.epochs, c.lr, c.thresholds, c.medians) == (9, 1.0, (0.4,), (3, 7))
+    assert (c.sampling, c.protocol) == ({"ami*": 3.0}, "reference")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["warmup=3"], "no setting is called 'warmup'; did you mean warmup_steps"),
+        (["zzzz=3"], "no setting is called 'zzzz'; known are kind, protocol"),
+        (["epochs=2.5"], "epochs must be a whole number, found '2.5'"),
+        (["tensorboard=maybe"], "tensorboard must be true or false, found 'maybe'"),
+        (["lr=nan"], "lr must be a number, found nan"),
+        (["lr=-1"], "lr must be more than 0"),
+        (["thresholds=0.3,high"], "thresholds must be numbers separated by commas, found '0.3,high'"),
+        (["medians=4"], "medians must be one or more odd frame counts"),
+        (["width=10", "heads=4"], "multiple of heads=4"),
+        (["feature=mimi+mimi"], "different names joined with"),
+        (["sort_weight=0", "pil_weight=0"], "there is no loss left"),
+        (["epochs"], "expected key=value"),
+        (["kind=probe"], "another kind of run"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        FitConfig.make("adapter", settings=settings)
+
+
+def test_wrong_toml(tmp_path):
+    (tmp_path / "bad.toml").write_text("epochs = = 3")
+    with pytest.raises(ConfigError, match=r"bad.toml: not a TOML file"):
+        FitConfig.make("adapter", file=tmp_path / "bad.toml")
+    (tmp_path / "text.toml").write_text('epochs = "3"')
+    with pytest.raises(ConfigError, match="epochs must be a whole number, found '3'"):
+        FitConfig.make("adapter", file=tmp_path / "text.toml")
+
+
+def test_learning_rate_by_hand():
+    assert [learning_rate_factor(s, 4) for s in (1, 4, 16)] == [0.25, 1.0, 0.5]
+    assert learning_rate_factor(99, 0) == 1.0
+
+
+# ---- a run
+
+
+def test_a_run_writes_what_it_says(store, tmp_path):
+    run, result = fit(tmp_path / "run", store)
+    assert json.loads((run.path / "result.json").read_text()) == result
+    assert len((run.path / "history.csv").read_text().splitlines()) == 4
+    assert (result["epochs"], result["steps"], result["parameters"]) == (3, 12, result["trainable_parameters"])
+    assert result["decoding"]["tuned_on"] == "dev" and len(result["decoding"]["sweep"]) == 4
+
+    # Anyone's scorer gets the same figures from the files.
+    reference, hypothesis = read_rttm(run.path / "ref.rttm"), read_rttm(run.path / "hyp.rttm")
+    corpus = score(reference, hypothesis, uem=read_uem(run.path / "windows.uem")).corpus
+    assert corpus.der == pytest.approx(result["test"]["der"], abs=1e-3)
+    assert sum(r["total_s"] for r in result["recordings"].values()) == pytest.approx(result["test"]["total_s"])
+    spoken = sum(t.end_s - t.start_s for u in ("test/0", "test/1") for t in store.utterance(u).turns)
+    assert result["test"]["total_s"] == pytest.approx(spoken, abs=0.1)
+
+    outputs = featstore.open(run.path / "outputs")
+    assert outputs.ids == ["test/0", "test/1"]
+    assert outputs.frames("activity", "test/0").shape == (125, 4)
+    assert outputs.utterance("test/0").turns == store.utterance("test/0").turns
+
+
+def test_the_reference_protocol_scores_padding_and_tunes_on_what_it_reports(store, tmp_path):
+    run, result = fit(tmp_path / "run", store, protocol="reference")
+    assert result["decoding"]["tuned_on"] == "test" and result["decoding"]["mapping"] == "fixed"
+    assert [list(r[0]) for r in read_uem(run.path / "windows.uem").values()][2] == pytest.approx([8.0, 12.0])  # of 10 s
+    assert result["test"]["scored_s"] == pytest.approx(24.0)
+    assert any("tuned on the data" in note for note in result["notes"])
+
+
+@pytest.mark.parametrize("step", [3, 4, 6])
+def test_killed_and_resumed_ends_with_the_same_weights(store, tmp_path, step):
+    """Inside the first epoch, at its end (4 steps an epoch), between two checkpoints."""
+    whole, expected = fit(tmp_path / "whole", store, "checkpoint_steps=2", "dropout=0.2")
+    with pytest.raises(Killed):
+        fit(tmp_path / "cut", store, "checkpoint_steps=2", "dropout=0.2", on_step=kill_at(step))
+    torch.rand(3)  # whatever else has been drawn in the meantime must not matter
+    cut, result = fit(tmp_path / "cut", store, "checkpoint_steps=2", "dropout=0.2", resume=True)
+    for name in ("model.safetensors", "last.safetensors"):
+        a, b = whole.read_tensors(name)[0], cut.read_tensors(name)[0]
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert result["test"] == expected["test"]
+    assert timeless_history(whole) == timeless_history(cut)
+
+
+def test_input_from_memory_map_and_device_memory_train_alike(store, tmp_path):
+    a, _ = fit(tmp_path / "a", store, "resident=no")
+    b, result = fit(tmp_path / "b", store, "resident=yes")
+    assert result["resident"]
+    a, b = a.read_tensors("model.safetensors")[0], b.read_tensors("model.safetensors")[0]
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_leaves_torchs_global_generator_alone(store, tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    fit(tmp_path / "run", store, "epochs=1")
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_resume_refuses_other_settings_and_other_features(store, tmp_path):
+    fit(tmp_path / "run", store, "epochs=1")
+    with pytest.raises(RunError, match="exists already"):
+        fit(tmp_path / "run", store)
+    with pytest.raises(RunError, match=r"other settings: lr \(was 0.01, now 0.02\)"):
+        fit(tmp_path / "run", store, "lr=0.02", resume=True)
+    other = featstore.open(make_store(tmp_path / "s", {"train": 2, "dev": 1}, dim=9))
+    with pytest.raises(RunError, match="was trained on feature 'mimi' with fingerprint"):
+        fit(tmp_path / "run", other, "epochs=1", resume=True)
+    _, result = fit(tmp_path / "run", store, "epochs=2", resume=True)  # more epochs may be asked for
+    assert result["epochs"] == 2
+
+
+def test_damaged_checkpoint(store, tmp_path):
+    run, _ = fit(tmp_path / "run", store, "epochs=1")
+    (run.path / "last.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(RunError, match=r"last.safetensors: damaged"):
+        fit(tmp_path / "run", store, "epochs=1", resume=True)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(store, tmp_path):
+    with pytest.raises(RunError, match=r"the loss became (nan|inf)"):
+        fit(tmp_path / "run", store, "lr=1e38", "grad_clip=1e38", "warmup_steps=0")
+
+
+def test_early_stopping(store, tmp_path):
+    _, result = fit(tmp_path / "run", store, "lr=1e-30", "epochs=50", "patience=2")
+    assert result["epochs"] <= 4  # nothing is learnt: the dev loss stays as it is
+
+
+def test_tensorboard(store, tmp_path, monkeypatch):
+    class Writer:
+        rows: typing.ClassVar = []
+
+        def __init__(self, folder, purge_step):
+            assert (folder, purge_step) == (str(tmp_path / "run" / "tensorboard"), 0)
+
+        def add_scalar(self, name, value, step):
+            self.rows.append((name, step))
+
+        def close(self):
+            self.rows.append("closed")
+
+    fake = types.ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    fit(tmp_path / "run", store, "tensorboard=true", "epochs=1")
+    assert Writer.rows == [("train_loss", 4), ("dev_loss", 4), ("dev_der", 4), ("lr", 4), "closed"]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="pip install tensorboard"):
+        fit(tmp_path / "other", store, "tensorboard=true", "epochs=1")
+
+
+def test_command(store, tmp_path):
+    settings = [word for s in (*TINY, "epochs=1") for word in ("--set", s)]
+    out = CliRunner().invoke(
+        app, ["fit", "adapter", "--store", str(store.path), "--out", str(tmp_path / "r"), *settings]
+    )
+    assert out.exit_code == 0, out.output
+    assert "DER, fixed channels" in out.stdout and "epoch   1" in out.stderr
+
+
+@pytest.mark.slow
+def test_a_run_killed_by_the_system_resumes(store, tmp_path):
+    """As above, but with kill -9 from outside, wherever that happens to fall."""
+    settings = [word for s in (*TINY, "epochs=40", "patience=40", "checkpoint_steps=1") for word in ("--set", s)]
+    base = [sys.executable, "-m", "cli.trainers", "fit", "adapter", "--store", str(store.path), *settings]
+    subprocess.run([*base, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
+    process = subprocess.Popen([*base, "--out", str(tmp_path / "cut")], cwd=ROOT, stderr=subprocess.PIPE)
+    for line in process.stderr:
+        if b"epoch   5" in line:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    process.wait()
+    assert not (tmp_path / "cut" / "result.json").exists()
+    subprocess.run([*base, "--out", str(tmp_path / "cut"), "--resume"], cwd=ROOT, check=True, capture_output=True)
+    a, b = (Run.open(tmp_path / n).read_tensors("last.safetensors")[0] for n in ("whole", "cut"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(store, tmp_path):
+    settings = [word for s in (*TINY, "crops_per_epoch=8") for word in ("--set", s)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "cli.trainers", "fit"]
+    arguments = ["adapter", "--store", str(store.path), "--out", str(tmp_path / "two"), *settings]
+    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *arguments], cwd=ROOT, check=True, capture_output=True, env=threads)
+    two = json.loads((tmp_path / "two" / "result.json").read_text())
+    _, one = fit(tmp_path / "one", store, "crops_per_epoch=8", "dropout=0")
+    assert (two["ranks"], two["steps"]) == (2, one["steps"])
+    assert np.isfinite(two["best_dev_loss"])
+
+
+def test_frame_tally_by_hand():
+    truth = torch.tensor([[[1, 0], [1, 0], [1, 1], [0, 0]]])
+    answer = torch.tensor([[[0.0, 0.9], [0.0, 0.9], [0.0, 0.9], [0.0, 0.6]]])
+    tally = FrameTally([0.5, 0.7])
+    tally.add(answer, truth, torch.ones(1, 4, dtype=torch.bool))
+    # Swapped channels: 3 of 4 right under the optimal mapping, 1 missed; one false alarm at 0.5.
+    assert tally.der().tolist() == [2 / 4, 1 / 4]
+    # Fixed: 1 right, 2 confused, 1 missed.
+    assert tally.der("fixed").tolist() == [4 / 4, 3 / 4]
+
+
+# ---- a problem with a known answer
+
+SANITY = (
+    *("width=64", "heads=4", "layers=2", "ffn=128", "dropout=0", "crop_s=6.4", "batch_size=32", "lr=2e-3"),
+    *("warmup_steps=200", "epochs=8", "crops_per_epoch=3200", "device=cpu"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("protocol", "learnt"), [("sound", True), ("reference", False)])
+def test_plainly_encoded_speakers_are_learnt_unless_arrival_order_is_the_sessions(tmp_path, protocol, learnt):
+    """Each speaker is one direction of the features, plus noise; more speakers than channels, so that a channel cannot
+    be a speaker. The sort loss alone, so that nothing but the order of arrival decides the channels."""
+    counts = {"train": 200, "dev": 20, "test": 20}
+    store = featstore.open(make_store(tmp_path / "store", counts, seconds=60.0, dim=16, pool=8))
+    made = FitConfig.make("adapter", settings=(*SANITY, "pil_weight=0", "sort_weight=1"), protocol=protocol)
+    result = fit_diarizer(Run.create(tmp_path / "run", made, store), store)
+    assert (result["test"]["der"] < 0.05) is learnt

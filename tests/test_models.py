@@ -1,0 +1,119 @@
+"""The heads: published sizes, masks that hold, and a probe that is a well-behaved scikit-learn estimator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from trainers.models import Adapter, LinearProbe, count_parameters, pick_device, sinusoids
+
+
+@pytest.fixture
+def blobs():
+    rng = np.random.default_rng(3)
+    centres = rng.standard_normal((5, 8)) * 3
+    labels = np.repeat(np.array(["ann", "bo", "cy", "di", "ed"]), 20)
+    vectors = centres.repeat(20, 0) + rng.standard_normal((100, 8))
+    return vectors.astype(np.float32), labels
+
+
+def test_published_parameter_counts():
+    assert count_parameters(Adapter(512)) == 7_296_388
+    assert count_parameters(Adapter(704)) == 7_296_388 + 192 * 384  # fusion: a wider first layer
+
+
+def test_adapter_shapes_and_half_precision_features():
+    model = Adapter(6, speakers=3, width=8, layers=1, heads=2, ffn=16).eval()
+    features = torch.randn(2, 7, 6)
+    assert model(features).shape == (2, 7, 3)
+    assert torch.allclose(model(features.half()), model(features.half().float()))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_padding_does_not_reach_real_frames(train):
+    torch.manual_seed(0)
+    model = Adapter(6, width=8, layers=2, heads=2, ffn=16, dropout=0.0).train(train)
+    features = torch.randn(1, 9, 6)
+    mask = torch.arange(9).expand(1, 9) < 5
+    alone = model(features[:, :5])
+    changed = features.clone()
+    changed[:, 5:] = 1e3
+    assert torch.allclose(model(features, mask)[:, :5], alone, atol=1e-5)
+    assert torch.allclose(model(changed, mask)[:, :5], alone, atol=1e-5)
+
+
+def test_sinusoids_by_hand():
+    table = sinusoids(3, 4)
+    assert table[0].tolist() == [0, 1, 0, 1]
+    expected = [np.sin(2), np.cos(2), np.sin(2 / 100), np.cos(2 / 100)]  # rates 1 and 10000^(-2/4)
+    assert table[2].numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_probe_follows_scikit_learn_conventions():
+    results = check_estimator(LinearProbe(lr=0.1, epochs=25), on_skip=None, on_fail=None)
+    failed = [r for r in results if r["status"] == "failed"]
+    assert not failed, [f"{r['check_name']}: {r['exception']}" for r in failed]
+
+
+def test_probe_learns_and_projects_without_bias(blobs):
+    vectors, labels = blobs
+    probe = LinearProbe(lr=0.02, batch_size=16).fit(vectors, labels)
+    assert probe.score(vectors, labels) > 0.95
+    assert probe.history_[-1]["loss"] < probe.history_[0]["loss"]
+    assert len(probe.history_) == 100
+    np.testing.assert_allclose(probe.transform(vectors), vectors @ probe.coef_.T, rtol=1e-6)
+    assert probe.transform(vectors).shape == (100, 5)
+
+
+def test_probe_agrees_with_logistic_regression(blobs):
+    """Without a penalty both minimise the same cross-entropy; compare on noisy data, where the minimum is finite."""
+    vectors, labels = blobs
+    vectors = vectors + 6 * np.random.default_rng(0).standard_normal(vectors.shape).astype(np.float32)
+    probe = LinearProbe(lr=0.02, epochs=1500, batch_size=100).fit(vectors, labels)
+    peer = LogisticRegression(C=np.inf, max_iter=2000).fit(vectors, labels)
+    centred = probe.decision_function(vectors)
+    centred = centred - centred.mean(1, keepdims=True)
+    np.testing.assert_allclose(centred, peer.decision_function(vectors), atol=0.1)
+
+
+def test_probe_repeats_from_its_seed_and_leaves_the_global_one_alone(blobs):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    a = LinearProbe(epochs=3, random_state=1).fit(*blobs)
+    assert torch.equal(torch.rand(1), expected)
+    b = LinearProbe(epochs=3, random_state=1).fit(*blobs)
+    c = LinearProbe(epochs=3, random_state=2).fit(*blobs)
+    np.testing.assert_array_equal(a.coef_, b.coef_)
+    assert not np.array_equal(a.coef_, c.coef_)
+
+
+def test_probe_in_a_pipeline_and_cloned(blobs):
+    vectors, labels = blobs
+    pipeline = make_pipeline(StandardScaler(), LinearProbe(lr=0.05, epochs=30))
+    assert clone(pipeline).fit(vectors, labels).score(vectors, labels) > 0.9
+
+
+def test_probe_refuses_one_class_and_use_before_fit(blobs):
+    vectors, labels = blobs
+    with pytest.raises(ValueError, match="at least 2 classes, found 1 class"):
+        LinearProbe().fit(vectors, ["ann"] * len(labels))
+    with pytest.raises(NotFittedError):
+        LinearProbe().transform(vectors)
+
+
+def test_devices():
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(ValueError, match="device must be auto"):
+        pick_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="not on this machine"):
+            pick_device("cuda")

@@ -1,0 +1,219 @@
+"""Store and turns in, aligned, cropped, masked batches out.
+
+Labels are rasterised when a crop is read: a frame is active when its centre lies in a turn. Nothing is cut or copied
+beforehand, so crops start anywhere and real sessions weigh more by being drawn more often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featstore import Store
+from trainers.config import ConfigError, FitConfig
+from trainers.sessions import Session
+
+# ---- which crops
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """Frames ``start : start + length`` of a session; a batch pads the end where the session is over."""
+
+    session: Session
+    start: int
+
+
+def epoch_crops(sessions: Sequence[Session], config: FitConfig, length: int, epoch: int) -> list[Crop]:
+    """The crops of one epoch in random order: a session is drawn in proportion to its weight times its length.
+
+    The draw depends on nothing but the seed and the epoch, so that a resumed run repeats it.
+    """
+    rng = np.random.default_rng([config.seed, 2, epoch])
+    weights = np.array([s.num_frames * _weight(s.id, config.sampling) for s in sessions], dtype=np.float64)
+    if not weights.sum() > 0:
+        raise ConfigError(f"sampling {config.sampling} gives every training session the weight 0")
+    count = config.crops_per_epoch or max(1, round(weights.sum() / length))
+    # Systematic sampling: each session comes up its expected number of times, give or take one.
+    points = (rng.random() + np.arange(count)) / count * weights.sum()
+    picked = rng.permutation(np.searchsorted(np.cumsum(weights), points, side="right").clip(0, len(sessions) - 1))
+    starts = rng.random(count)
+    return [
+        Crop(sessions[i], int(share * (max(0, sessions[i].num_frames - length) + 1)))
+        for i, share in zip(picked, starts, strict=True)
+    ]
+
+
+def _weight(id: str, sampling: dict[str, float]) -> float:
+    for pattern, weight in sampling.items():
+        if fnmatchcase(id, pattern):
+            return weight
+    return 1.0
+
+
+def windows(sessions: Sequence[Session], length: int) -> list[Crop]:
+    """Consecutive crops that cover every session; the last of each is shorter."""
+    return [Crop(s, start) for s in sessions for start in range(0, s.num_frames, length)]
+
+
+# ---- labels
+
+
+def rasterise(crop: Crop, length: int, speakers: int, *, resort: bool) -> tuple[NDArray[np.uint8], list[str], int]:
+    """Who is active in each frame of a crop.
+
+    Parameters
+    ----------
+    resort : order speakers by their arrival in the crop, and keep those who talk most where there are more than
+        `speakers`; False keeps the session's order and its first ones (reference protocol).
+
+    Returns
+    -------
+    labels : (length, speakers) uint8.
+    names : of the channels; fewer than `speakers` where fewer talk.
+    dropped : frames of speech by speakers who have no channel.
+    """
+    session, start = crop.session, crop.start
+    upto = int(np.searchsorted(session.first, start + length, side="left"))
+    first, last = session.first[:upto] - start, session.last[:upto] - start
+    here = np.flatnonzero((last > 0) & (last > first))
+    active = np.zeros((max(len(session.names), speakers), length), dtype=np.uint8)
+    for a, b, k in zip(
+        np.maximum(first[here], 0).tolist(), last[here].tolist(), session.speaker[here].tolist(), strict=True
+    ):
+        active[k, a:b] = 1
+    active[:, session.num_frames - start if session.num_frames - start < length else length :] = 0
+    order = np.arange(len(active))
+    talk = active.sum(1, dtype=np.int64)
+    if resort:
+        kept = np.sort(np.argsort(-talk, kind="stable")[:speakers])
+        arrival = np.where(talk[kept] > 0, active[kept].argmax(1), length)
+        order = kept[np.argsort(arrival, kind="stable")]
+    order = order[:speakers]
+    present = [session.names[k] if k < len(session.names) else "" for k in order]
+    if resort:
+        present = [name for name, k in zip(present, order, strict=True) if talk[k]]
+    return active[order].T, [name for name in present if name], int(talk.sum() - talk[order].sum())
+
+
+# ---- batches
+
+
+@dataclass(eq=False)
+class Batch:
+    """What a step sees, on the device.
+
+    Attributes
+    ----------
+    inputs : features (batch, frames, dim), or waves (batch, samples) for unfreeze.
+    labels : (batch, frames, K) uint8.
+    mask : (batch, frames) bool, True on frames of the session.
+    padded : whether any frame is masked; asking the mask itself would wait for the device.
+    dropped : frames of speech by speakers who have no channel.
+    """
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    mask: torch.Tensor
+    padded: bool
+    dropped: int
+
+
+def label_batch(
+    crops: Sequence[Crop], length: int, speakers: int, *, resort: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:
+    """Labels (batch, length, speakers) and mask (batch, length) of crops; and the frames dropped, see `rasterise`."""
+    labels = np.empty((len(crops), length, speakers), np.uint8)
+    dropped = 0
+    for row, crop in enumerate(crops):
+        labels[row], _, lost = rasterise(crop, length, speakers, resort=resort)
+        dropped += lost
+    frames = np.array([crop.session.num_frames - crop.start for crop in crops])
+    return labels, np.arange(length) < frames[:, None], dropped
+
+
+def prefetched(crops: Sequence[Crop], size: int, read: Callable[[Sequence[Crop], int], Batch]) -> Iterator[Batch]:
+    """Batches of `size` crops in order; ``read(crops, number)`` reads the next while the caller computes."""
+    groups = [crops[i : i + size] for i in range(0, len(crops), size)]
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(read, groups[0], 0) if groups else None
+        for number in range(1, len(groups) + 1):
+            batch = ahead.result()
+            if number < len(groups):
+                ahead = reader.submit(read, groups[number], number)
+            yield batch
+
+
+class FrameSource:
+    """Crops of features from the store: from the memory map, or from one tensor that lives on the device."""
+
+    def __init__(self, store: Store, config: FitConfig, length: int, device: torch.device) -> None:
+        self._store, self._names, self._device = store, config.features, device
+        self.length, self.speakers = length, config.speakers
+        self.resort = config.protocol == "sound"
+        specs = [store.features[name] for name in config.features]
+        self.dim = sum(spec.dim for spec in specs)
+        self.dtype = np.dtype("float32" if any(spec.dtype == "float32" for spec in specs) else "float16")
+        self._table: torch.Tensor | None = None
+        self._offsets: dict[str, int] = {}
+
+    def keep(self, sessions: Sequence[Session]) -> None:
+        """Copy the frames of `sessions` to the device, once; crops of them are an index from then on."""
+        if not sessions:
+            return
+        total = sum(s.num_frames for s in sessions)
+        kind = torch.float32 if self.dtype == np.float32 else torch.float16
+        self._table = torch.empty(total, self.dim, dtype=kind, device=self._device)
+        offset = 0
+        for session in sessions:
+            rows = np.empty((session.num_frames, self.dim), self.dtype)
+            self._read(Crop(session, 0), rows)
+            self._table[offset : offset + len(rows)] = torch.from_numpy(rows)
+            self._offsets[session.id] = offset
+            offset += session.num_frames
+
+    @property
+    def resident(self) -> bool:
+        """Whether the training frames live in device memory."""
+        return self._table is not None
+
+    def _read(self, crop: Crop, out: NDArray) -> None:
+        """Fill `out` (length, dim) from the memory map, with zeros where the session is over."""
+        stop = min(crop.start + len(out), crop.session.num_frames)
+        column = 0
+        for name in self._names:
+            rows = self._store.frames(name, crop.session.id, crop.start, stop)
+            out[: len(rows), column : column + rows.shape[1]] = rows
+            column += rows.shape[1]
+        out[stop - crop.start :] = 0
+
+    def batch(self, crops: Sequence[Crop], buffer: NDArray | None = None) -> Batch:
+        """Read one batch; `buffer` (batch or more, length, dim) is used instead of new memory."""
+        labels, real, dropped = label_batch(crops, self.length, self.speakers, resort=self.resort)
+        mask = torch.from_numpy(real).to(self._device)
+        if self._table is not None and all(crop.session.id in self._offsets for crop in crops):
+            first = torch.tensor([self._offsets[crop.session.id] + crop.start for crop in crops])
+            index = first.to(self._device)[:, None] + torch.arange(self.length, device=self._device)
+            inputs = self._table[index.clamp_(max=len(self._table) - 1)]
+            if not real.all():  # the rows behind a session are the next one's
+                inputs.masked_fill_(~mask.unsqueeze(-1), 0)
+        else:
+            if buffer is None:
+                buffer = np.empty((len(crops), self.length, self.dim), self.dtype)
+            for row, crop in enumerate(crops):
+                self._read(crop, buffer[row])
+            inputs = torch.from_numpy(buffer[: len(crops)]).to(self._device)
+        return Batch(inputs, torch.from_numpy(labels).to(self._device), mask, not real.all(), dropped)
+
+    def batches(self, crops: Sequence[Crop], size: int) -> Iterator[Batch]:
+        """Batches of `size` crops in order; the next is read while the caller computes."""
+        # Two buffers: one is read into while the other is computed on.
+        shape = (size, self.length, self.dim)
+        buffers = [None if self.resident else np.empty(shape, self.dtype) for _ in range(2)]
+        yield from prefetched(crops, size, lambda group, number: self.batch(group, buffers[number % 2]))

@@ -1,0 +1,200 @@
+"""A run's folder: what it was trained with and on, its weights, history and outputs.
+
+RUN/config.json       the whole FitConfig, feature specs and fingerprints with their warnings, version of this program
+RUN/model.safetensors the best weights        RUN/last.safetensors  everything a resumed run needs (adapter and kin)
+RUN/history.csv       one row an epoch        RUN/result.json       counts and figures, written last
+RUN/scores.parquet    probe: one row a trial  RUN/ref.rttm, hyp.rttm  adapter: who spoke when, truth and answer
+RUN/outputs           a store with the run's own features
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from featstore import FeatureSpec, Store
+from featstore.layout import write_atomically
+from trainers.config import FitConfig
+
+# What may change between a run and its resumption without making it another run.
+_MAY_DIFFER = ("device", "resident", "checkpoint_steps", "epochs", "tensorboard")
+
+
+class RunError(ValueError):
+    """A run's folder cannot be used as asked; the text says why and what to do."""
+
+
+class Run:
+    """A run's folder. Make one with `create`, go on with one through `resume`, read one with `open`."""
+
+    def __init__(self, path: Path, config: FitConfig, features: Mapping[str, FeatureSpec], store: str) -> None:
+        self.path = path
+        self.config = config
+        #: Path of the store it was trained on, as it was given.
+        self.store = store
+        #: The specs of the features it was trained on, by name.
+        self.features = dict(features)
+
+    @classmethod
+    def create(cls, path: str | Path, config: FitConfig, store: Store, *, resume: bool = False) -> Run:
+        """A new run on `store` (nothing is written before `begin`); with `resume`, the one there, if it is the same.
+
+        Raises
+        ------
+        RunError : the folder exists (without `resume`), or holds a run with other settings or features.
+        KeyError : the store lacks a feature.
+        """
+        path = Path(path)
+        for name in config.features:
+            store.index(name)  # says what is there when it is not
+        features = {name: store.features[name] for name in config.features}
+        if path.exists() and any(path.iterdir()):
+            if not resume:
+                raise RunError(f"{path}: exists already; choose another --out, or add --resume to go on with it")
+            run = cls.open(path)
+            run.check(store)
+            old, new = run.config.to_json(), config.to_json()
+            changed = [key for key in old if old[key] != new[key] and key not in _MAY_DIFFER]
+            if changed:
+                told = ", ".join(f"{key} (was {old[key]!r}, now {new[key]!r})" for key in changed)
+                raise RunError(f"{path}: cannot resume with other settings: {told}")
+            run.config = config
+            return run
+        return cls(path, config, features, str(store.path))
+
+    def begin(self) -> None:
+        """Make the folder and write config.json, once the data have passed their checks."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_json(
+            "config.json",
+            {
+                "whowhen": metadata.version("whowhen"),
+                "kind": self.config.kind,
+                "protocol": self.config.protocol,
+                "config": self.config.to_json(),
+                "store": self.store,
+                "features": {
+                    name: {"fingerprint": spec.fingerprint, "warning": spec.warning, "spec": spec.to_json()}
+                    for name, spec in self.features.items()
+                },
+            },
+        )
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Read a run's folder.
+
+        Raises
+        ------
+        RunError : it is not one, or its config is damaged.
+        """
+        path = Path(path)
+        try:
+            data = {"store": ""} | json.loads((path / "config.json").read_bytes())
+            config = FitConfig.from_json(data["config"])
+            features = {name: FeatureSpec.from_json(entry["spec"]) for name, entry in data["features"].items()}
+        except FileNotFoundError:
+            raise RunError(f"{path}: not a run (no config.json in it); make one with: trainers fit") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{path / 'config.json'}: damaged or of another version: {error}") from None
+        return cls(path, config, features, data["store"])
+
+    def check(self, store: Store) -> None:
+        """Refuse a store whose features are not the ones this run was trained on.
+
+        Raises
+        ------
+        RunError
+        """
+        for name, spec in self.features.items():
+            found = store.features.get(name)
+            if found is None or found.fingerprint != spec.fingerprint:
+                there = f"has {found.fingerprint}" if found else f"has no {name!r}"
+                raise RunError(
+                    f"{self.path}: was trained on feature {name!r} with fingerprint {spec.fingerprint}; "
+                    f"{store.path} {there}. Use the store it was trained on, or train a new run"
+                )
+
+    # ---- files
+
+    def write_json(self, name: str, data: Mapping[str, Any]) -> None:
+        write_atomically(self.path / name, (json.dumps(data, indent=2, allow_nan=False) + "\n").encode())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        return json.loads((self.path / name).read_bytes())
+
+    def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+        """Write a safetensors file; `facts` (JSON) go into its header, so both change in one rename."""
+        flat = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        write_atomically(self.path / name, save(flat, metadata={"whowhen": json.dumps(facts)}))
+
+    def read_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Read what `write_tensors` wrote.
+
+        Raises
+        ------
+        RunError : missing or damaged.
+        """
+        path = self.path / name
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads((file.metadata() or {})["whowhen"])
+                return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
+        except FileNotFoundError:
+            raise RunError(f"{path}: missing; the run has not got that far") from None
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise RunError(f"{path}: damaged: {error}") from None
+
+    def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write history.csv whole: a resumed run replaces the rows of the epochs that it trains again."""
+        lines: list[list[Any]] = [list(rows[0])] if rows else []
+        lines += [list(row.values()) for row in rows]
+        text = _Lines()
+        csv.writer(text, lineterminator="\n").writerows(lines)
+        write_atomically(self.path / "history.csv", "".join(text).encode())
+
+    def write_table(self, name: str, table: Any) -> None:
+        """Write a pyarrow table as Parquet."""
+        import pyarrow as pa
+
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        write_atomically(self.path / name, sink.getvalue().to_pybytes())
+
+    @property
+    def warnings(self) -> list[str]:
+        """What must stand beside every number of this run; empty for properly trained weights."""
+        return [spec.warning for spec in self.features.values() if spec.warning]
+
+
+class _Lines(list):
+    write = list.append
+
+
+def output_spec(name: str, dim: int, sources: Iterable[FeatureSpec], *, model: str, **settings: Any) -> dict[str, Any]:
+    """What a run's own feature takes over from those it is made of: keyword arguments of FeatureSpec.
+
+    ``settings["weights"]`` stays that of the weakest source, so that its warning follows the numbers.
+    """
+    sources = list(sources)
+    marked = [str(s.settings.get("weights", "")) for s in sources if s.warning]
+    return {
+        "name": name,
+        "dim": dim,
+        "sample_rate_hz": sources[0].sample_rate_hz,
+        "model": f"{model} on {' + '.join(s.name for s in sources)}",
+        "settings": {
+            **settings,
+            "weights": sorted(marked)[-1] if marked else "run",
+            "sources": {s.name: s.fingerprint for s in sources},
+        },
+    }
