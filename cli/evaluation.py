@@ -293,7 +293,9 @@ if __name__ == "__main__":
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that `trainers fit` made.")],
     out: Annotated[Path, typer.Option(help="Folder for report.html, report.md and report.json.")],
-    bootstrap: Annotated[int | None, typer.Option(min=1, help="Resamples for the 95 % intervals (1000 without).")] = None,
+    bootstrap: Annotated[
+        int | None, typer.Option(min=1, help="Resamples for the 95 % intervals (1000 without).")
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the resampling (0 without).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json and nothing else.")] = False,
 ) -> None:

@@ -52,7 +52,8 @@ def extract(
     ] = None,
     shard: Annotated[str | None, typer.Option(help="i/n: take every n-th batch from the i-th (0-based) on.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Add what is missing, or refuse a store that holds some already.")
+        bool,
+        typer.Option("--resume/--no-resume", help="Add what is missing, or refuse a store that holds some already."),
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -120,7 +121,9 @@ def extract(
         print(f"failed: {failure['id']}: {failure['error']}", file=sys.stderr)
     if result.failures:
         more = f"; {len(result.failures) - 10} more" if len(result.failures) > 10 else ""
-        print(f"failed: {len(result.failures)} utterance(s), listed in {store / 'failures.jsonl'}{more}", file=sys.stderr)
+        print(
+            f"failed: {len(result.failures)} utterance(s), listed in {store / 'failures.jsonl'}{more}", file=sys.stderr
+        )
         raise SystemExit(1)
 
 
@@ -278,7 +281,9 @@ def verify(
         if not report.findings:
             print(f"{store}: whole: {size}, every checksum right")
         elif repair:
-            print(f"{store}: repaired: {len(report.damaged)} damaged parts set aside in {store / 'damaged'}; {size} read")
+            print(
+                f"{store}: repaired: {len(report.damaged)} damaged parts set aside in {store / 'damaged'}; {size} read"
+            )
         else:
             print(f"{store}: {len(report.findings)} findings; {size} read. Run: featstore verify {store} --repair")
     unrepairable = [f for f in report.damaged if not f.part]

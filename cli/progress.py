@@ -41,7 +41,9 @@ class Bar:
         elif (now := time.monotonic()) - self._last >= _LINE_EVERY_S:
             self._last = now
             left_s = (now - self._began) * (of - done) / done if done else float("inf")
-            print(f"{self._title}: {done / of if of else 1:.0%} {note}, {clock(left_s)} left", file=sys.stderr, flush=True)
+            print(
+                f"{self._title}: {done / of if of else 1:.0%} {note}, {clock(left_s)} left", file=sys.stderr, flush=True
+            )
 
     def stop(self) -> None:
         if self._live:

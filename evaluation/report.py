@@ -344,7 +344,9 @@ def _paired(run: RunFacts, baseline: RunFacts, num_resamples: int, seed: int) ->
     names = list(baseline.result["recordings"])
     if sorted(names) != sorted(run.result["recordings"]) or len(names) < 2:
         return None
-    errors, others = ([sum(r.result["recordings"][n][p] for p in _ERRORS["der"]) for n in names] for r in (run, baseline))
+    errors, others = (
+        [sum(r.result["recordings"][n][p] for p in _ERRORS["der"]) for n in names] for r in (run, baseline)
+    )
     totals = [baseline.result["recordings"][n]["total_s"] for n in names]
     if sum(totals) <= 0:
         return None

@@ -118,9 +118,7 @@ def _check_wav_is_whole(path: Path) -> None:
             file.seek(size + size % 2, 1)
 
 
-def _read(
-    file: sf.SoundFile, name: str, first: int, count: int, rate_hz: int, silence_ok: bool
-) -> NDArray[np.float32]:
+def _read(file: sf.SoundFile, name: str, first: int, count: int, rate_hz: int, silence_ok: bool) -> NDArray[np.float32]:
     rate = file.samplerate
     out = np.empty(math.ceil(count * rate_hz / rate) + 1, dtype=np.float32)
     stream = None if rate == rate_hz else soxr.ResampleStream(rate, rate_hz, 1, dtype="float32", quality="HQ")

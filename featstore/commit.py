@@ -100,7 +100,9 @@ class Writer:
         largest = float(np.abs(array).max())  # NaN and infinity pass through max
         limit = float(np.finfo(self.spec.dtype).max)
         if not largest <= limit:
-            raise ValueError(f"{what}: frames must be finite and within ±{limit:g} ({self.spec.dtype}), found {largest}")
+            raise ValueError(
+                f"{what}: frames must be finite and within ±{limit:g} ({self.spec.dtype}), found {largest}"
+            )
         if utterance.id in self._added or utterance.id in self._store.index(self.spec.name).rows:
             raise ValueError(f"{what}: already in {self.path}; an id can be added once")
         self._check_facts(utterance)

@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from featstore import audio, layout
 from featstore.commit import Writer, writer
 from featstore.extractors import Extractor
-from featstore.store import Store
 from featstore.types import Utterance
 
 #: Seconds of audio (padding counted) that go through the encoder at once.
@@ -246,4 +245,3 @@ class _Failures:
             layout.write_atomically(self._path, "".join(json.dumps(e) + "\n" for e in kept).encode())
         else:
             os.unlink(self._path)
-

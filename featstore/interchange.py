@@ -1,10 +1,10 @@
 """HDF5 out and in: a whole store in one file to carry, nothing lost either way.
 
-    /                      attributes: whowhen_hdf5 = 1
-    /utterances            one JSON object an utterance (id, audio, start_s, duration_s, recording, speaker, split, turns)
-    /features/<feature>    attributes: spec (JSON), fingerprint
-        frames             (frames, dim), all utterances one after another
-        id, num_frames     (utterances,)
+/                      attributes: whowhen_hdf5 = 1
+/utterances            one JSON object an utterance (id, audio, start_s, duration_s, recording, speaker, split, turns)
+/features/<feature>    attributes: spec (JSON), fingerprint
+    frames             (frames, dim), all utterances one after another
+    id, num_frames     (utterances,)
 """
 
 from __future__ import annotations

@@ -63,7 +63,9 @@ class Store:
         table = pa.concat_tables(tables) if tables else layout.UTTERANCE_SCHEMA.empty_table()
         if len(self.features) > 1 or pc.count_distinct(table["id"]).as_py() != len(table):
             # Each feature's parts carry the utterances they hold: keep the first row of each id.
-            first = np.unique(np.asarray(table["id"].to_numpy(zero_copy_only=False), dtype=object), return_index=True)[1]
+            first = np.unique(np.asarray(table["id"].to_numpy(zero_copy_only=False), dtype=object), return_index=True)[
+                1
+            ]
             table = table.take(pa.array(np.sort(first)))
         return table.combine_chunks()
 
@@ -107,7 +109,9 @@ class Store:
         mask = None
         for name, wanted in columns.items():
             if name not in self.utterances.column_names:
-                raise KeyError(f"utterances have no column {name!r}; there are {', '.join(self.utterances.column_names)}")
+                raise KeyError(
+                    f"utterances have no column {name!r}; there are {', '.join(self.utterances.column_names)}"
+                )
             values = [wanted] if wanted is None or isinstance(wanted, str | float | int) else list(wanted)
             hit = pc.is_in(self.utterances[name], pa.array(values, type=self.utterances.schema.field(name).type))
             mask = hit if mask is None else pc.and_(mask, hit)

@@ -15,5 +15,7 @@ def speech_dir() -> Path:
     """Real speech for development; tests that need it are skipped where it is absent."""
     folder = Path(os.environ.get("WHOWHEN_SPEECH", ROOT.parent / "shared" / "data" / "speech"))
     if not (folder / "manifest.jsonl").exists():
-        pytest.skip("real speech (LibriSpeech mini, AMI clips) is not on this machine: set WHOWHEN_SPEECH to its folder")
+        pytest.skip(
+            "real speech (LibriSpeech mini, AMI clips) is not on this machine: set WHOWHEN_SPEECH to its folder"
+        )
     return folder

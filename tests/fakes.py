@@ -25,7 +25,7 @@ class FakeExtractor:
         if self._bad is not None and any(np.isclose(np.abs(w).max(), self._bad, atol=1e-3) for w in waves):
             raise ValueError("this wave is refused")
         # The batch's size leaves a trace, as a real encoder's rounding does: only equal batches give equal bytes.
-        return [self._frames(w) + 2.0 ** -9 * len(waves) for w in waves]
+        return [self._frames(w) + 2.0**-9 * len(waves) for w in waves]
 
     def _frames(self, wave: np.ndarray) -> np.ndarray:
         blocks = np.pad(wave, (0, -len(wave) % 640)).reshape(-1, 640)

@@ -29,7 +29,9 @@ def corpus(folder: Path, count: int = 12) -> list[Utterance]:
         path = folder / f"{i}.wav"
         seconds = float(rng.uniform(0.3, 4.0))
         sf.write(path, tone(seconds, hz=100 + 30 * i), 8000)
-        utterances.append(Utterance(f"u{i}", str(path), 0.0, round(seconds * 8000) / 8000, f"r{i}", f"s{i % 3}", "train"))
+        utterances.append(
+            Utterance(f"u{i}", str(path), 0.0, round(seconds * 8000) / 8000, f"r{i}", f"s{i % 3}", "train")
+        )
     return utterances
 
 

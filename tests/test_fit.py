@@ -103,6 +103,7 @@ def test_toml_then_settings_then_overrides(tmp_path):
         (["width=10", "heads=4"], "multiple of heads=4"),
         (["feature=mimi+mimi"], "different names joined with"),
         (["sort_weight=0", "pil_weight=0"], "there is no loss left"),
+        (["experiment=9"], "experiment must be one of"),
         (["epochs"], "expected key=value"),
         (["kind=probe"], "another kind of run"),
     ],
@@ -258,12 +259,11 @@ def test_a_run_killed_by_the_system_resumes(store, tmp_path):
     settings = [word for s in (*TINY, "epochs=40", "patience=40", "checkpoint_steps=1") for word in ("--set", s)]
     base = [sys.executable, "-m", "cli.trainers", "fit", "adapter", "--store", str(store.path), *settings]
     subprocess.run([*base, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
-    process = subprocess.Popen([*base, "--out", str(tmp_path / "cut")], cwd=ROOT, stderr=subprocess.PIPE)
-    for line in process.stderr:
-        if b"epoch   5" in line:
-            os.kill(process.pid, signal.SIGKILL)
-            break
-    process.wait()
+    with subprocess.Popen([*base, "--out", str(tmp_path / "cut")], cwd=ROOT, stderr=subprocess.PIPE) as process:
+        for line in process.stderr:
+            if b"epoch   5" in line:
+                os.kill(process.pid, signal.SIGKILL)
+                break
     assert not (tmp_path / "cut" / "result.json").exists()
     subprocess.run([*base, "--out", str(tmp_path / "cut"), "--resume"], cwd=ROOT, check=True, capture_output=True)
     a, b = (Run.open(tmp_path / n).read_tensors("last.safetensors")[0] for n in ("whole", "cut"))
@@ -298,17 +298,27 @@ def test_frame_tally_by_hand():
 
 SANITY = (
     *("width=64", "heads=4", "layers=2", "ffn=128", "dropout=0", "crop_s=6.4", "batch_size=32", "lr=2e-3"),
-    *("warmup_steps=200", "epochs=8", "crops_per_epoch=3200", "device=cpu"),
+    *("warmup_steps=200", "epochs=11", "crops_per_epoch=3200", "device=cpu"),
 )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("protocol", "learnt"), [("sound", True), ("reference", False)])
-def test_plainly_encoded_speakers_are_learnt_unless_arrival_order_is_the_sessions(tmp_path, protocol, learnt):
+@pytest.mark.parametrize(
+    ("protocol", "pil_weight", "least", "most"),
+    [("sound", 0.5, 0.0, 0.05), ("sound", 0.0, 0.0, 0.05), ("reference", 0.0, 0.2, 1.0)],
+)
+def test_plainly_encoded_speakers_are_learnt_unless_arrival_order_is_the_sessions(
+    tmp_path, protocol, pil_weight, least, most
+):
     """Each speaker is one direction of the features, plus noise; more speakers than channels, so that a channel cannot
-    be a speaker. The sort loss alone, so that nothing but the order of arrival decides the channels."""
+    be a speaker. Without PIL, nothing but the order of arrival says which channel is right; taken over the session it
+    contradicts itself from crop to crop, and under the best of mappings much stays confused.
+    """
     counts = {"train": 200, "dev": 20, "test": 20}
-    store = featstore.open(make_store(tmp_path / "store", counts, seconds=60.0, dim=16, pool=8))
-    made = FitConfig.make("adapter", settings=(*SANITY, "pil_weight=0", "sort_weight=1"), protocol=protocol)
-    result = fit_diarizer(Run.create(tmp_path / "run", made, store), store)
-    assert (result["test"]["der"] < 0.05) is learnt
+    path = make_store(tmp_path / "store", counts, seconds=60.0, dim=16, pool=8, noise=0.1)
+    settings = (*SANITY, f"pil_weight={pil_weight}", f"sort_weight={1 - pil_weight}")
+    store = featstore.open(path)
+    run = Run.create(tmp_path / "run", FitConfig.make("adapter", settings=settings, protocol=protocol), store)
+    result = fit_diarizer(run, store)
+    assert least <= result["test"]["der"] < most
+    assert (result["test"]["fixed_der"] < 0.07) is (protocol == "sound")

@@ -65,7 +65,7 @@ def test_random_damages_are_all_found(store: Path, tmp_path: Path) -> None:
 def test_an_edited_table_is_found(store: Path) -> None:
     path = next((store / "utterances").glob("*.parquet"))
     table = pq.read_table(path)
-    speaker = ["other"] + table["speaker"].to_pylist()[1:]
+    speaker = ["other", *table["speaker"].to_pylist()[1:]]
     pq.write_table(table.set_column(table.schema.get_field_index("speaker"), "speaker", [speaker]), path)
     (finding,) = integrity.verify(store).findings
     assert "not the file that was committed" in finding.problem

@@ -282,9 +282,9 @@ def test_levels_and_noise(tmp_path: Path, corpus: list[Utterance], recipe: Recip
 def test_the_seed_decides_and_the_number_of_workers_does_not(
     tmp_path: Path, corpus: list[Utterance], recipe: Recipe
 ) -> None:
-    before = np.random.get_state()[1].copy()  # noqa: NPY002 - the global generator must be left alone
+    before = np.random.get_state()[1].copy()
     simulate(corpus, recipe, tmp_path / "one", seed=5, workers=1, split="train")
-    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    assert np.array_equal(before, np.random.get_state()[1])
     calls: list[tuple[int, int, float]] = []
     simulate(corpus, recipe, tmp_path / "two", seed=5, workers=2, split="train", progress=lambda *a: calls.append(a))
     simulate(list(reversed(corpus[:20])) + corpus[20:], recipe, tmp_path / "other", seed=6, split="train")

@@ -150,7 +150,10 @@ def test_bad_frames_are_refused_and_the_rest_is_kept(tmp_path: Path, frames: np.
 
 def test_one_id_means_one_utterance(tmp_path: Path) -> None:
     fill(tmp_path / "s")
-    with featstore.writer(tmp_path / "s", spec("titanet")) as w, pytest.raises(ValueError, match="already knows it with"):
+    with (
+        featstore.writer(tmp_path / "s", spec("titanet")) as w,
+        pytest.raises(ValueError, match="already knows it with"),
+    ):
         w.add(utterance("u0", speaker="someone else"), np.ones((2, 8)))
     with featstore.writer(tmp_path / "s", spec()) as w, pytest.raises(ValueError, match="can be added once"):
         w.add(utterance("u0"), np.ones((2, 8)))

@@ -13,6 +13,7 @@ from typing import Any
 
 KINDS = ("probe", "adapter", "fusion", "unfreeze")
 PROTOCOLS = ("sound", "reference")
+EXPERIMENTS = ("", "1.5", "poc", "2", "2.5", "3")
 
 # Where a kind's published recipe differs from the adapter's, which is what the dataclass itself says.
 _RECIPES: dict[str, dict[str, Any]] = {
@@ -35,6 +36,7 @@ class FitConfig:
     ----------
     kind : "probe", "adapter", "fusion" or "unfreeze".
     protocol : "sound", or "reference": as published, its flaws included, for comparison.
+    experiment : row of the report that the run is for; "" is the one of its kind (adapter: 2), else e.g. "poc".
     feature : of the store; several are joined with ``+`` and concatenated.
     trials : the trial list of the probe.
     piece_s : probe: train also on the means of pieces this long; 0: on whole utterances only, as published.
@@ -57,6 +59,7 @@ class FitConfig:
 
     kind: str = "adapter"
     protocol: str = "sound"
+    experiment: str = ""
     feature: str = "mimi"
     seed: int = 0
     device: str = "auto"
@@ -104,6 +107,7 @@ class FitConfig:
             object.__setattr__(self, name, _checked(name, getattr(self, name), kind))
         _one_of("kind", self.kind, KINDS)
         _one_of("protocol", self.protocol, PROTOCOLS)
+        _one_of("experiment", self.experiment, EXPERIMENTS)
         _one_of("precision", self.precision, ("float32", "bf16"))
         _one_of("resident", self.resident, ("auto", "yes", "no"))
         positive = "epochs patience batch_size lr grad_clip width layers heads ffn crop_s speakers"
@@ -193,7 +197,7 @@ def _from_toml(path: Path) -> dict[str, Any]:
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, found {value!r}")
+        raise ConfigError(f"{name} must be one of {', '.join(filter(None, choices))}, found {value!r}")
 
 
 def _parsed(key: str, text: str) -> Any:

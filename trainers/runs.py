@@ -148,7 +148,7 @@ class Run:
         try:
             with safe_open(path, framework="pt") as file:
                 facts = json.loads((file.metadata() or {})["whowhen"])
-                return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118
+                return {key: file.get_tensor(key) for key in file.keys()}, facts
         except FileNotFoundError:
             raise RunError(f"{path}: missing; the run has not got that far") from None
         except (SafetensorError, KeyError, ValueError) as error:

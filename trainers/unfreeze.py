@@ -88,12 +88,12 @@ class UnfrozenMimi(nn.Module):
 
     def latents(self, waves: Tensor) -> Tensor:
         """(batch, samples) at 24 kHz, whole frames → (batch, frames, 512), as `encode_to_latent(quantize=False)`."""
-        from moshi.utils.compile import no_compile
+        from featstore.extractors.mimi import uncompiled
 
         projected = self.mimi.encoder_transformer
         layers = projected.transformer.layers
         frozen = len(layers) - self.top_layers
-        with no_compile():
+        with uncompiled():
             with torch.no_grad():
                 x = self.mimi.encoder(waves.unsqueeze(1)).transpose(1, 2)
                 if projected.input_proj is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,6 +105,13 @@ def build_mimi(config: Mapping[str, Any] | None = None, device: str = "cpu") -> 
         return loaders.get_mimi(None, dict(config), device=device, num_codebooks=config["quantizer"]["n_q"])
 
 
+def uncompiled() -> AbstractContextManager[None]:
+    """moshi's modules as plain PyTorch: shapes differ from call to call, which compiled kernels do not like."""
+    from moshi.utils.compile import no_compile
+
+    return no_compile()
+
+
 def load_mimi(source: sources.Source) -> tuple[MimiModel, str]:
     """The encoder side of Mimi with the weights of `source`, and their SHA-256. Decoder and quantiser are dropped.
 
@@ -185,10 +193,9 @@ class MimiExtractor:
             self._model = exact
 
     def _encode(self, waves: list[NDArray]) -> list[NDArray]:
-        from moshi.utils.compile import no_compile, no_cuda_graph
+        from moshi.utils.compile import no_cuda_graph
 
-        # Shapes differ from call to call, which CUDA graphs and compiled kernels do not like.
-        with torch.inference_mode(), no_compile(), no_cuda_graph():
+        with torch.inference_mode(), uncompiled(), no_cuda_graph():
             if self._device.type != "cuda":
                 return [self._stream(wave) for wave in waves]
             frames: list[NDArray | None] = [None] * len(waves)
