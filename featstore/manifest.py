@@ -95,7 +95,8 @@ def _read_jsonl(path: Path) -> list[Utterance]:
             raise ValueError(f"{where}: expected a JSON object, found {type(entry).__name__}")
         entries.append((where, entry))
     several = {p for p, count in Counter(str(e.get("audio_filepath")) for _, e in entries).items() if count > 1}
-    return [_utterance(where, entry, path.parent, several) for where, entry in entries]
+    root = path.parent.resolve()  # so that a store finds its audio from any folder
+    return [_utterance(where, entry, root, several) for where, entry in entries]
 
 
 def _utterance(where: str, entry: Mapping[str, Any], root: Path, several: set[str]) -> Utterance:
