@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from evaluation.audit import check_run
 from evaluation.bootstrap import Interval, eer_intervals, ratio_intervals
 from evaluation.diarization import score
 from evaluation.rttm import read_rttm, read_uem
@@ -116,6 +117,8 @@ def report(
 ) -> dict[str, Any]:
     """Write report.html, report.md and report.json into `out`; returns what report.json holds.
 
+    Each run is audited on the way (`evaluation.audit.check_run`); what does not hold stands on top of the page.
+
     Parameters
     ----------
     num_resamples : of every 95 % interval; trials are resampled by speaker, diarization errors by recording.
@@ -139,6 +142,7 @@ def report(
         "whowhen": metadata.version("whowhen"),
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "warnings": sorted({w for run in found for w in run.warnings}),
+        "failed_checks": [check.to_json() for run in found for check in check_run(run.path) if check.level == "error"],
         "findings": _findings(found, num_resamples, seed),
         "experiments": [_row(id, facts, found) for id, facts in EXPERIMENTS.items()],
         "runs": [

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from cli.evaluation import app
@@ -50,7 +51,10 @@ def probe_run(path: Path, protocol: str = "sound", gain: float = 2.0) -> dict[st
     config(path, "probe", protocol, ("mimi",))
     columns = {"label": same, "enrol_speaker": speakers[left], "test_speaker": speakers[right], **scores}
     pq.write_table(pa.table(columns), path / "scores.parquet")
+    classes = json.dumps({"classes": [f"s{i}" if protocol == "reference" else f"t{i}" for i in range(33)]})
+    save_file({"weight": np.zeros((1, 8), np.float32)}, path / "model.safetensors", metadata={"whowhen": classes})
     facts = {"kind": "probe", "protocol": protocol, "num_trials": len(same), "num_trial_speakers": 8}
+    facts["systems"] = {name: {"eer": evaluate_scores(values, same).eer} for name, values in scores.items()}
     facts |= {"num_utterances": 99, "num_speakers": 33, "notes": ["a note <b>of</b> the run"]}
     (path / "result.json").write_text(json.dumps(facts))
     return {name: evaluate_scores(values, same).eer for name, values in scores.items()}
@@ -171,6 +175,17 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run2" / "scores.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"scores.parquet: missing or damaged"):
         report([tmp_path / "run2"], tmp_path / "out")
+
+
+def test_a_figure_that_does_not_follow_from_its_files_stands_on_top(runs: list[Path], tmp_path: Path) -> None:
+    assert report(runs, tmp_path / "out", num_resamples=20)["failed_checks"] == []
+    result = json.loads((runs[0] / "result.json").read_text())
+    result["test"]["der"] = 0.01
+    (runs[0] / "result.json").write_text(json.dumps(result))
+    (failed,) = report(runs, tmp_path / "out", num_resamples=20)["failed_checks"]
+    assert "10.00 %" in failed["found"]
+    assert "Checks that failed" in (tmp_path / "out" / "report.html").read_text()
+    assert "Checks that failed" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_the_command_says_where_the_page_is(runs: list[Path], tmp_path: Path) -> None:
