@@ -111,6 +111,10 @@ class RunFacts:
     def protocol(self) -> str:
         return self.result["protocol"]
 
+    @property
+    def title(self) -> str:
+        return _title(self.experiment)
+
 
 def report(
     runs: Sequence[str | PathLike[str]], out: str | PathLike[str], *, num_resamples: int = 1000, seed: int = 0
@@ -203,6 +207,11 @@ def read_run(path: Path) -> RunFacts:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged, or written by another version: {error}") from None
+
+
+def _title(experiment: str) -> str:
+    name = EXPERIMENTS[experiment]["name"]
+    return name if experiment == "poc" else f"{experiment} {name}"
 
 
 # ---- figures
@@ -407,7 +416,7 @@ def _error_bars(runs: Sequence[RunFacts]) -> list[tuple[str, list[tuple[str, flo
 
     return [
         (
-            f"{run.experiment} {EXPERIMENTS[run.experiment]['name']}",
+            run.title,
             [
                 (label, run.figures[key], colour)
                 for (label, key), colour in zip(
@@ -427,7 +436,7 @@ def _flaw_bars(runs: Sequence[RunFacts]) -> list[tuple[str, list[tuple[str, floa
     from evaluation.plots import PALETTE
 
     bars = []
-    for id, facts in EXPERIMENTS.items():
+    for id in EXPERIMENTS:
         reference, sound = _find(runs, id, "reference"), _find(runs, id, "sound")
         if id == "1" or not reference or not sound or reference.result["kind"] == "probe":
             continue
@@ -436,7 +445,7 @@ def _flaw_bars(runs: Sequence[RunFacts]) -> list[tuple[str, list[tuple[str, floa
             continue
         bars.append(
             (
-                f"{id} {facts['name']}",
+                _title(id),
                 [
                     ("what remains under the sound protocol", remains, PALETTE[2]),
                     ("training order, padding, tuning on test", mapped - remains, PALETTE[4]),
@@ -472,8 +481,7 @@ def _timelines(run: RunFacts) -> list[dict[str, str]]:
         by_recording.setdefault(name.rpartition("@")[0], name)
     return [
         {
-            "title": f"{run.experiment} {EXPERIMENTS[run.experiment]['name']}: {name}, "
-            f"DER {_rate(scored.recordings[name].der, None)}",
+            "title": f"{run.title}: {name}, DER {_rate(scored.recordings[name].der, None)}",
             "svg": plots.timeline(
                 reference[name], hypothesis[name], scored.mappings[name], *map(float, spoken[name][0])
             ),

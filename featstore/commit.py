@@ -32,7 +32,7 @@ from featstore.types import FeatureSpec, Utterance
 #: A part is committed when it holds this much …
 PART_BYTES = 64 << 20
 #: … or when its first utterance has waited this long: what a kill can cost.
-PART_SECONDS = 60.0
+PART_SECONDS = 30.0
 #: Rows of a chunk never pass this many bytes (one 85-minute meeting in float16 is 65 MB).
 CHUNK_BYTES = 128 << 20
 
