@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,8 @@ def _download(repo: str, file: str, revision: str | None) -> Path:
             raise
         raise WeightsError("hf:REPO needs huggingface_hub: pip install 'whowhen[extract]'") from None
 
+    # Each of its five tries would print a paragraph; the one line below says what to do.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     where = f"{file} of https://huggingface.co/{repo}"
     login = "`hf auth login` (or set HF_TOKEN)"
     else_file = f"or download {file} elsewhere and pass --weights PATH"
