@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from os import PathLike
@@ -16,70 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from evaluation.audit import check_run
-from evaluation.bootstrap import Interval, eer_intervals, ratio_intervals
 from evaluation.diarization import score
+from evaluation.results import (
+    EXPERIMENTS,
+    RunFacts,
+    diarization_figures,
+    find_run,
+    paired_difference,
+    read_run,
+    title_of,
+    verification_figures,
+)
 from evaluation.rttm import read_rttm, read_uem
-from evaluation.verification import DetCurve, det_curve, evaluate_scores
+from evaluation.verification import DetCurve
 
-#: The experiments, and what the reference study published of them (PersonaPlex-Voice-Diarization).
-EXPERIMENTS: dict[str, dict[str, str]] = {
-    "1": {
-        "name": "baseline",
-        "question": "Is there any speaker signal in Mimi's latents?",
-        "published": "EER 35.01 %",
-        "measure": "EER, raw cosine of mean-pooled latents, no training",
-        "command": "trainers fit probe",
-    },
-    "1.5": {
-        "name": "probe",
-        "question": "Is it linearly separable?",
-        "published": "EER 20.48 % (trained on its own test speakers)",
-        "measure": "EER, cosine in the probe's space",
-        "command": "trainers fit probe",
-    },
-    "poc": {
-        "name": "PoC adapter",
-        "question": "Does the adapter idea work at all?",
-        "published": "none",
-        "measure": "DER on two-speaker mixtures",
-        "command": "trainers fit adapter --set experiment=poc",
-    },
-    "2": {
-        "name": "adapter",
-        "question": "Can a small head on frozen Mimi diarize?",
-        "published": "FA+Miss 4.6 %, confusion ≈ 33 %; DER 65.03 % in step 3",
-        "measure": "DER",
-        "command": "trainers fit adapter",
-    },
-    "2.5": {
-        "name": "unfreeze",
-        "question": "Can fine-tuning Mimi's top layers unlock it?",
-        "published": "confusion 33 % → 46 % (worse)",
-        "measure": "DER",
-        "command": "trainers fit unfreeze",
-    },
-    "3": {
-        "name": "fusion",
-        "question": "Mimi for when, TitaNet for who?",
-        "published": "DER 60.93 % (Mimi alone 65.03 %)",
-        "measure": "DER",
-        "command": "trainers fit fusion",
-    },
-}
-_OF_KIND = {"probe": "1.5", "adapter": "2", "unfreeze": "2.5", "fusion": "3"}
-#: Columns of scores.parquet that are systems, with the name the report gives them.
-_SYSTEMS = {
-    "raw": "raw cosine",
-    "raw_centred": "raw, centred on the training mean",
-    "probe": "linear probe",
-    "lda": "LDA (scikit-learn)",
-    "logreg": "logistic regression (scikit-learn)",
-}
 YARDSTICKS = (
     ("Mimi's quantised tokens under an ECAPA head, VoxCeleb1", "EER 18.68 % (8 codebooks), 23.91 % (32)", "DASB, arXiv 2506.10274"),
     ("EnCodec / DAC / SpeechTokenizer, same head", "EER 13.54 / 15.86 / 10.45 %", "DASB, arXiv 2506.10274"),
@@ -89,31 +41,6 @@ YARDSTICKS = (
     ("DiariZen-L, AMI test (array)", "DER 13.9 %", "no collar, overlap scored"),
 )  # fmt: skip
 _TIMELINES = 3
-
-
-@dataclass
-class RunFacts:
-    """A finished run as the report needs it."""
-
-    path: Path
-    config: dict[str, Any]
-    result: dict[str, Any]
-    features: dict[str, Any]
-    warnings: list[str]
-    experiment: str
-    figures: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def protocol(self) -> str:
-        return self.result["protocol"]
-
-    @property
-    def title(self) -> str:
-        return _title(self.experiment)
 
 
 def report(
@@ -139,9 +66,9 @@ def report(
     for run in found:
         rng = np.random.default_rng(seed)
         if run.result["kind"] == "probe":
-            _verify(run, num_resamples, rng, curves, scores)
+            verification_figures(run, num_resamples, rng, curves, scores)
         else:
-            _diarize(run, num_resamples, rng)
+            diarization_figures(run, num_resamples, rng)
     facts = {
         "whowhen": metadata.version("whowhen"),
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -183,100 +110,14 @@ def report(
     return facts
 
 
-def read_run(path: Path) -> RunFacts:
-    """Read a finished run's folder.
-
-    Raises
-    ------
-    ValueError : it is none, it has not finished, or its files are damaged.
-    """
-    try:
-        config = json.loads((path / "config.json").read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: not a run (no config.json in it); make one with: trainers fit") from None
-    except ValueError as error:
-        raise ValueError(f"{path / 'config.json'}: damaged: {error}") from None
-    if not (path / "result.json").exists():
-        raise ValueError(f"{path}: the run has not finished (no result.json); go on with: trainers fit … --resume")
-    try:
-        result = json.loads((path / "result.json").read_bytes())
-        features, kind = config["features"], result["kind"]
-        warnings = [f["warning"] for f in features.values() if f["warning"]]
-        return RunFacts(
-            path, config["config"], result, features, warnings, config["config"].get("experiment") or _OF_KIND[kind]
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged, or written by another version: {error}") from None
-
-
-def _title(experiment: str) -> str:
-    name = EXPERIMENTS[experiment]["name"]
-    return name if experiment == "poc" else f"{experiment} {name}"
-
-
-# ---- figures
-
-
-def _verify(
-    run: RunFacts, num_resamples: int, rng: np.random.Generator, curves: dict[str, DetCurve], scores: dict[str, Any]
-) -> None:
-    try:
-        table = pq.read_table(run.path / "scores.parquet")
-        same = table["label"].to_numpy()
-        speakers = [table[c].to_pylist() for c in ("enrol_speaker", "test_speaker")]
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise ValueError(f"{run.path / 'scores.parquet'}: missing or damaged: {error}") from None
-    raw = table["raw"].to_numpy()
-    bootable = not any(s is None for side in speakers for s in side)
-    for system, name in _SYSTEMS.items():
-        if system not in table.column_names:
-            continue
-        values = table[system].to_numpy()
-        figures = evaluate_scores(values, same).to_json() | {"interval": None, "against_raw": None}
-        if bootable:
-            interval, gap = eer_intervals(
-                values, same, *speakers, rng, baseline=None if system == "raw" else raw, num_resamples=num_resamples
-            )
-            figures["interval"] = interval.to_json()
-            figures["against_raw"] = gap.to_json() if gap else None
-        run.figures[system] = {"name": name, **figures}
-        label = f"{name} ({run.protocol})" if system not in ("raw", "raw_centred") else name
-        if label not in curves and not (run.protocol == "reference" and system != "probe"):
-            curves[label] = det_curve(values, same)
-            if system in ("raw", "probe"):
-                scores[label] = (values, same)
-
-
-def _diarize(run: RunFacts, num_resamples: int, rng: np.random.Generator) -> None:
-    run.figures = dict(run.result["test"])
-    recordings = list(run.result["recordings"].values())
-    totals = [r["total_s"] for r in recordings]
-    for name, parts in _ERRORS.items():
-        if len(recordings) > 1 and sum(totals) > 0:
-            errors = [sum(r[p] for p in parts) for r in recordings]
-            run.figures[f"{name}_interval"] = ratio_intervals(errors, totals, rng, num_resamples=num_resamples)[
-                0
-            ].to_json()
-    run.figures["num_recordings"] = len(recordings)
-
-
-_ERRORS = {
-    "der": ("missed_s", "false_alarm_s", "confusion_s"),
-    "detection": ("missed_s", "false_alarm_s"),
-    "fixed_der": ("missed_s", "false_alarm_s", "fixed_confusion_s"),
-}
-
-
-def _find(runs: Sequence[RunFacts], experiment: str, protocol: str) -> RunFacts | None:
-    wanted = "1.5" if experiment == "1" else experiment
-    return next((r for r in runs if r.experiment == wanted and r.protocol == protocol), None)
+# ---- rows and sentences
 
 
 def _row(id: str, facts: dict[str, str], runs: Sequence[RunFacts]) -> dict[str, Any]:
     """One experiment: published, reference and sound beside each other."""
     row: dict[str, Any] = {"id": id, **facts}
     for protocol in ("reference", "sound"):
-        run = _find(runs, id, protocol)
+        run = find_run(runs, id, protocol)
         row[protocol] = _cell(id, run) if run else None
     return row
 
@@ -316,7 +157,7 @@ def _cell(id: str, run: RunFacts) -> dict[str, Any]:
 def _findings(runs: Sequence[RunFacts], num_resamples: int, seed: int) -> list[str]:
     """What the sound runs say, each sentence with its interval; “undecided” where chance covers it."""
     found = []
-    probe = _find(runs, "1.5", "sound")
+    probe = find_run(runs, "1.5", "sound")
     if probe:
         raw, trained = probe.figures["raw"], probe.figures["probe"]
         found.append(
@@ -328,22 +169,22 @@ def _findings(runs: Sequence[RunFacts], num_resamples: int, seed: int) -> list[s
                 f"A linear probe, trained on other speakers, errs at {_rate(trained['eer'], trained['interval'])}: "
                 f"{_verdict(gap, 'better', 'worse')} than raw cosine."
             )
-    in_sample = _find(runs, "1.5", "reference")
+    in_sample = find_run(runs, "1.5", "reference")
     if probe and in_sample:
         honest, own = probe.figures["probe"]["eer"], in_sample.figures["probe"]["eer"]
         found.append(
             f"Trained on its own test speakers, as published, the probe errs at {100 * own:.1f} % instead of "
             f"{100 * honest:.1f} %."
         )
-    adapter = _find(runs, "2", "sound")
+    adapter = find_run(runs, "2", "sound")
     for id, words in (("2.5", "Unfreezing Mimi's top layers"), ("3", "Adding TitaNet")):
-        other = _find(runs, id, "sound")
+        other = find_run(runs, id, "sound")
         if adapter and other:
-            gap = _paired(other, adapter, num_resamples, seed)
+            gap = paired_difference(other, adapter, num_resamples, seed)
             if gap:
                 found.append(f"{words} is {_verdict(gap.to_json(), 'better', 'worse')} than the adapter alone (DER).")
     for id in ("2", "2.5", "3"):
-        run = _find(runs, id, "reference")
+        run = find_run(runs, id, "reference")
         if run and run.figures["fixed_der"]:
             share = run.figures["fixed_der"] - run.figures["der"]
             found.append(
@@ -351,20 +192,6 @@ def _findings(runs: Sequence[RunFacts], num_resamples: int, seed: int) -> list[s
                 f"{100 * share:.1f} points are its scoring with fixed channels."
             )
     return found
-
-
-def _paired(run: RunFacts, baseline: RunFacts, num_resamples: int, seed: int) -> Interval | None:
-    names = list(baseline.result["recordings"])
-    if sorted(names) != sorted(run.result["recordings"]) or len(names) < 2:
-        return None
-    errors, others = (
-        [sum(r.result["recordings"][n][p] for p in _ERRORS["der"]) for n in names] for r in (run, baseline)
-    )
-    totals = [baseline.result["recordings"][n]["total_s"] for n in names]
-    if sum(totals) <= 0:
-        return None
-    rng = np.random.default_rng(seed)
-    return ratio_intervals(errors, totals, rng, baseline=others, num_resamples=num_resamples)[1]
 
 
 def _verdict(gap: dict[str, Any], better: str, worse: str) -> str:
@@ -437,7 +264,7 @@ def _flaw_bars(runs: Sequence[RunFacts]) -> list[tuple[str, list[tuple[str, floa
 
     bars = []
     for id in EXPERIMENTS:
-        reference, sound = _find(runs, id, "reference"), _find(runs, id, "sound")
+        reference, sound = find_run(runs, id, "reference"), find_run(runs, id, "sound")
         if id == "1" or not reference or not sound or reference.result["kind"] == "probe":
             continue
         published_way, mapped, remains = reference.figures["fixed_der"], reference.figures["der"], sound.figures["der"]
@@ -445,7 +272,7 @@ def _flaw_bars(runs: Sequence[RunFacts]) -> list[tuple[str, list[tuple[str, floa
             continue
         bars.append(
             (
-                _title(id),
+                title_of(id),
                 [
                     ("what remains under the sound protocol", remains, PALETTE[2]),
                     ("training order, padding, tuning on test", mapped - remains, PALETTE[4]),

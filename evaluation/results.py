@@ -1,0 +1,211 @@
+"""Finished runs as the report needs them: what an experiment asks, what its runs say, with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evaluation.bootstrap import Interval, eer_intervals, ratio_intervals
+from evaluation.verification import DetCurve, det_curve, evaluate_scores
+
+#: The experiments, and what the reference study published of them (PersonaPlex-Voice-Diarization).
+EXPERIMENTS: dict[str, dict[str, str]] = {
+    "1": {
+        "name": "baseline",
+        "question": "Is there any speaker signal in Mimi's latents?",
+        "published": "EER 35.01 %",
+        "measure": "EER, raw cosine of mean-pooled latents, no training",
+        "command": "trainers fit probe",
+    },
+    "1.5": {
+        "name": "probe",
+        "question": "Is it linearly separable?",
+        "published": "EER 20.48 % (trained on its own test speakers)",
+        "measure": "EER, cosine in the probe's space",
+        "command": "trainers fit probe",
+    },
+    "poc": {
+        "name": "PoC adapter",
+        "question": "Does the adapter idea work at all?",
+        "published": "none",
+        "measure": "DER on two-speaker mixtures",
+        "command": "trainers fit adapter --set experiment=poc",
+    },
+    "2": {
+        "name": "adapter",
+        "question": "Can a small head on frozen Mimi diarize?",
+        "published": "FA+Miss 4.6 %, confusion ≈ 33 %; DER 65.03 % in step 3",
+        "measure": "DER",
+        "command": "trainers fit adapter",
+    },
+    "2.5": {
+        "name": "unfreeze",
+        "question": "Can fine-tuning Mimi's top layers unlock it?",
+        "published": "confusion 33 % → 46 % (worse)",
+        "measure": "DER",
+        "command": "trainers fit unfreeze",
+    },
+    "3": {
+        "name": "fusion",
+        "question": "Mimi for when, TitaNet for who?",
+        "published": "DER 60.93 % (Mimi alone 65.03 %)",
+        "measure": "DER",
+        "command": "trainers fit fusion",
+    },
+}
+_OF_KIND = {"probe": "1.5", "adapter": "2", "unfreeze": "2.5", "fusion": "3"}
+#: Columns of scores.parquet that are systems, with the name the report gives them.
+_SYSTEMS = {
+    "raw": "raw cosine",
+    "raw_centred": "raw, centred on the training mean",
+    "probe": "linear probe",
+    "lda": "LDA (scikit-learn)",
+    "logreg": "logistic regression (scikit-learn)",
+}
+
+
+#: What each rate sums over a recording, before it is divided by the reference speaker time.
+ERRORS = {
+    "der": ("missed_s", "false_alarm_s", "confusion_s"),
+    "detection": ("missed_s", "false_alarm_s"),
+    "fixed_der": ("missed_s", "false_alarm_s", "fixed_confusion_s"),
+}
+
+
+@dataclass
+class RunFacts:
+    """A finished run as the report needs it."""
+
+    path: Path
+    config: dict[str, Any]
+    result: dict[str, Any]
+    features: dict[str, Any]
+    warnings: list[str]
+    experiment: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def protocol(self) -> str:
+        return self.result["protocol"]
+
+    @property
+    def title(self) -> str:
+        return title_of(self.experiment)
+
+
+def read_run(path: Path) -> RunFacts:
+    """Read a finished run's folder.
+
+    Raises
+    ------
+    ValueError : it is none, it has not finished, or its files are damaged.
+    """
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: not a run (no config.json in it); make one with: trainers fit") from None
+    except ValueError as error:
+        raise ValueError(f"{path / 'config.json'}: damaged: {error}") from None
+    if not (path / "result.json").exists():
+        raise ValueError(f"{path}: the run has not finished (no result.json); go on with: trainers fit … --resume")
+    try:
+        result = json.loads((path / "result.json").read_bytes())
+        features, kind = config["features"], result["kind"]
+        warnings = [f["warning"] for f in features.values() if f["warning"]]
+        return RunFacts(
+            path, config["config"], result, features, warnings, config["config"].get("experiment") or _OF_KIND[kind]
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged, or written by another version: {error}") from None
+
+
+def title_of(experiment: str) -> str:
+    """What a figure or a line of text calls an experiment."""
+    name = EXPERIMENTS[experiment]["name"]
+    return name if experiment == "poc" else f"{experiment} {name}"
+
+
+def verification_figures(
+    run: RunFacts, num_resamples: int, rng: np.random.Generator, curves: dict[str, DetCurve], scores: dict[str, Any]
+) -> None:
+    """Fill ``run.figures`` by system: EER with its interval by speaker, and its difference to raw cosine, paired.
+
+    Parameters
+    ----------
+    curves, scores : gain what is plotted: DET curves, and (scores, same) for histograms, by label.
+
+    Raises
+    ------
+    ValueError : scores.parquet is missing or damaged.
+    """
+    try:
+        table = pq.read_table(run.path / "scores.parquet")
+        same = table["label"].to_numpy()
+        speakers = [table[c].to_pylist() for c in ("enrol_speaker", "test_speaker")]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ValueError(f"{run.path / 'scores.parquet'}: missing or damaged: {error}") from None
+    raw = table["raw"].to_numpy()
+    bootable = not any(s is None for side in speakers for s in side)
+    for system, name in _SYSTEMS.items():
+        if system not in table.column_names:
+            continue
+        values = table[system].to_numpy()
+        figures = evaluate_scores(values, same).to_json() | {"interval": None, "against_raw": None}
+        if bootable:
+            interval, gap = eer_intervals(
+                values, same, *speakers, rng, baseline=None if system == "raw" else raw, num_resamples=num_resamples
+            )
+            figures["interval"] = interval.to_json()
+            figures["against_raw"] = gap.to_json() if gap else None
+        run.figures[system] = {"name": name, **figures}
+        label = f"{name} ({run.protocol})" if system not in ("raw", "raw_centred") else name
+        if label not in curves and not (run.protocol == "reference" and system != "probe"):
+            curves[label] = det_curve(values, same)
+            if system in ("raw", "probe"):
+                scores[label] = (values, same)
+
+
+def diarization_figures(run: RunFacts, num_resamples: int, rng: np.random.Generator) -> None:
+    """Fill ``run.figures``: the corpus's rates, and their intervals by recording where there are two or more."""
+    run.figures = dict(run.result["test"])
+    recordings = list(run.result["recordings"].values())
+    totals = [r["total_s"] for r in recordings]
+    for name, parts in ERRORS.items():
+        if len(recordings) > 1 and sum(totals) > 0:
+            errors = [sum(r[p] for p in parts) for r in recordings]
+            run.figures[f"{name}_interval"] = ratio_intervals(errors, totals, rng, num_resamples=num_resamples)[
+                0
+            ].to_json()
+    run.figures["num_recordings"] = len(recordings)
+
+
+def find_run(runs: Sequence[RunFacts], experiment: str, protocol: str) -> RunFacts | None:
+    """The first run of an experiment under a protocol; experiment 1 is the probe's run, scored without it."""
+    wanted = "1.5" if experiment == "1" else experiment
+    return next((r for r in runs if r.experiment == wanted and r.protocol == protocol), None)
+
+
+def paired_difference(run: RunFacts, baseline: RunFacts, num_resamples: int, seed: int) -> Interval | None:
+    """Interval of the difference of two runs' DER, by recording; None where they have not the same recordings."""
+    names = list(baseline.result["recordings"])
+    if sorted(names) != sorted(run.result["recordings"]) or len(names) < 2:
+        return None
+    errors, others = (
+        [sum(r.result["recordings"][n][p] for p in ERRORS["der"]) for n in names] for r in (run, baseline)
+    )
+    totals = [baseline.result["recordings"][n]["total_s"] for n in names]
+    if sum(totals) <= 0:
+        return None
+    rng = np.random.default_rng(seed)
+    return ratio_intervals(errors, totals, rng, baseline=others, num_resamples=num_resamples)[1]
