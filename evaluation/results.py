@@ -157,9 +157,11 @@ def verification_figures(
         raise ValueError(f"{run.path / 'scores.parquet'}: missing or damaged: {error}") from None
     raw = table["raw"].to_numpy()
     bootable = not any(s is None for side in speakers for s in side)
+    features = "+".join(run.features)
     for system, name in _SYSTEMS.items():
         if system not in table.column_names:
             continue
+        name = name if features == "mimi" else f"{features}: {name}"
         values = table[system].to_numpy()
         figures = evaluate_scores(values, same).to_json() | {"interval": None, "against_raw": None}
         if bootable:
@@ -193,7 +195,11 @@ def diarization_figures(run: RunFacts, num_resamples: int, rng: np.random.Genera
 def find_run(runs: Sequence[RunFacts], experiment: str, protocol: str) -> RunFacts | None:
     """The first run of an experiment under a protocol; experiment 1 is the probe's run, scored without it."""
     wanted = "1.5" if experiment == "1" else experiment
-    return next((r for r in runs if r.experiment == wanted and r.protocol == protocol), None)
+    # The experiments ask about Mimi; a probe on another feature alone is a yardstick beside them.
+    return next(
+        (r for r in runs if r.experiment == wanted and r.protocol == protocol and "mimi" in r.features),
+        None,
+    )
 
 
 def paired_difference(run: RunFacts, baseline: RunFacts, num_resamples: int, seed: int) -> Interval | None:

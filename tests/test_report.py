@@ -40,7 +40,7 @@ def config(path: Path, kind: str, protocol: str, features: tuple[str, ...], **mo
     (path / "config.json").write_text(json.dumps(data))
 
 
-def probe_run(path: Path, protocol: str = "sound", gain: float = 2.0) -> dict[str, float]:
+def probe_run(path: Path, protocol: str = "sound", gain: float = 2.0, feature: str = "mimi") -> dict[str, float]:
     """Eight speakers, all pairs of five utterances each; raw scores are noise with a little signal."""
     rng = np.random.default_rng(0)
     speakers = np.repeat([f"s{i}" for i in range(8)], 5)
@@ -48,7 +48,7 @@ def probe_run(path: Path, protocol: str = "sound", gain: float = 2.0) -> dict[st
     same = speakers[left] == speakers[right]
     noise = rng.normal(size=len(same))
     scores = {"raw": noise + same, "probe": noise + gain * same}
-    config(path, "probe", protocol, ("mimi",))
+    config(path, "probe", protocol, (feature,))
     columns = {"label": same, "enrol_speaker": speakers[left], "test_speaker": speakers[right], **scores}
     pq.write_table(pa.table(columns), path / "scores.parquet")
     classes = json.dumps({"classes": [f"s{i}" if protocol == "reference" else f"t{i}" for i in range(33)]})
@@ -160,6 +160,14 @@ def test_equal_systems_are_not_called_better(runs: list[Path], tmp_path: Path) -
     (sentence,) = [f for f in facts["findings"] if "TitaNet" in f]
     assert "not clearly better or worse" in sentence
     assert any("85.0 points are its scoring with fixed channels" in f for f in facts["findings"])
+
+
+def test_a_probe_on_another_feature_is_a_yardstick_not_the_experiment(runs: list[Path], tmp_path: Path) -> None:
+    probe_run(tmp_path / "a-probe", feature="titanet", gain=9.0)
+    alone = report(runs, tmp_path / "out", num_resamples=20)
+    facts = report([tmp_path / "a-probe", *runs], tmp_path / "out", num_resamples=20)
+    assert facts["experiments"] == alone["experiments"]
+    assert "titanet: linear probe" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:

@@ -12,14 +12,17 @@ fit() { # KIND RUN STORE [more …]: fit unless it is done
 }
 mkdir -p "$OUT/runs"
 
-say "1/5 features: Mimi of utterances and sessions, TitaNet of sessions"
-"$BIN/featstore" extract "$DEMO/manifest.jsonl" --store "$STORE" --feature mimi --weights demo
-"$BIN/featstore" extract "$DEMO/sessions.jsonl" --store "$STORE" --feature mimi --weights demo
-"$BIN/featstore" extract "$DEMO/sessions.jsonl" --store "$STORE" --feature titanet --weights demo
+say "1/5 features: Mimi and TitaNet of utterances and sessions"
+for feature in mimi titanet; do
+  for manifest in manifest sessions; do
+    "$BIN/featstore" extract "$DEMO/$manifest.jsonl" --store "$STORE" --feature $feature --weights demo
+  done
+done
 "$BIN/featstore" info "$STORE"
 
 say "2/5 the probe: who, linearly"
 fit probe probe "$STORE" --set trials="$DEMO/trials.txt"
+fit probe probe-titanet "$STORE" --set trials="$DEMO/trials.txt" --set feature=titanet
 fit probe probe-reference "$STORE" --set trials="$DEMO/trials.txt" --protocol reference
 
 say "3/5 proof of concept: an adapter on two-speaker mixtures"
