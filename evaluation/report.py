@@ -179,10 +179,15 @@ def _findings(runs: Sequence[RunFacts], num_resamples: int, seed: int) -> list[s
     adapter = find_run(runs, "2", "sound")
     for id, words in (("2.5", "Unfreezing Mimi's top layers"), ("3", "Adding TitaNet")):
         other = find_run(runs, id, "sound")
-        if adapter and other:
-            gap = paired_difference(other, adapter, num_resamples, seed)
-            if gap:
-                found.append(f"{words} is {_verdict(gap.to_json(), 'better', 'worse')} than the adapter alone (DER).")
+        if not adapter or not other:
+            continue
+        steps, against = other.result["steps"], adapter.result["steps"]
+        if not 0.5 <= steps / max(against, 1) <= 2:
+            found.append(
+                f"{words} cannot be judged from these runs: {steps} training steps against the adapter's {against}."
+            )
+        elif gap := paired_difference(other, adapter, num_resamples, seed):
+            found.append(f"{words} is {_verdict(gap.to_json(), 'better', 'worse')} than the adapter alone (DER).")
     for id in ("2", "2.5", "3"):
         run = find_run(runs, id, "reference")
         if run and run.figures["fixed_der"]:

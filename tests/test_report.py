@@ -170,6 +170,13 @@ def test_a_probe_on_another_feature_is_a_yardstick_not_the_experiment(runs: list
     assert "titanet: linear probe" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_runs_of_unequal_training_are_not_compared(runs: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "fusion" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": 3}))
+    (sentence,) = [f for f in report(runs, tmp_path / "out", num_resamples=20)["findings"] if "TitaNet" in f]
+    assert sentence == "Adding TitaNet cannot be judged from these runs: 3 training steps against the adapter's 10."
+
+
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     probe_run(tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
