@@ -172,7 +172,8 @@ def verification_figures(
             figures["against_raw"] = gap.to_json() if gap else None
         run.figures[system] = {"name": name, **figures}
         label = f"{name} ({run.protocol})" if system not in ("raw", "raw_centred") else name
-        if label not in curves and not (run.protocol == "reference" and system != "probe"):
+        plotted = ("probe",) if run.protocol == "reference" else ("raw", "probe", "lda")  # more would hide each other
+        if label not in curves and system in plotted:
             curves[label] = det_curve(values, same)
             if system in ("raw", "probe"):
                 scores[label] = (values, same)
