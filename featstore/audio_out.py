@@ -12,6 +12,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from featstore.layout import write_atomically
+
 _OPUS_LEVEL = 0.975  # libsndfile's scale of 0 to 1: 12 kbit/s, at which Opus codes speech up to 8 kHz
 
 
@@ -37,10 +39,7 @@ def write_audio(
     else:
         soundfile.write(buffer, wave, sample_rate_hz, format="OGG", subtype="OPUS", compression_level=_OPUS_LEVEL)
     data = buffer.getvalue() if audio_format == "flac" else _with_fixed_serial(buffer.getvalue())
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, target)
+    write_atomically(Path(path), data)
 
 
 def _with_fixed_serial(data: bytes) -> bytes:

@@ -25,7 +25,6 @@ from numpy.typing import ArrayLike, NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from featstore import layout
-from featstore.layout import StoreError
 from featstore.store import Store
 from featstore.types import FeatureSpec, Utterance
 
@@ -235,6 +234,3 @@ def parquet_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
-
-
-__all__ = ["StoreError", "Writer", "writer"]

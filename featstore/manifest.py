@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -56,13 +57,7 @@ def read_manifest(path: str | PathLike[str], *, split: str | None = None) -> lis
             f"{name}: {len(twice)} id(s) stand for several utterances, the first is {twice[0]!r}; "
             "give each its own utt_id"
         )
-    return [u if u.split or not split else _with_split(u, split) for u in utterances]
-
-
-def _with_split(utterance: Utterance, split: str) -> Utterance:
-    from dataclasses import replace
-
-    return replace(utterance, split=split)
+    return [u if u.split or not split else replace(u, split=split) for u in utterances]
 
 
 def ignored_keys(path: str | PathLike[str]) -> list[str]:

@@ -20,6 +20,7 @@ import numpy as np
 import soundfile
 
 from featstore.audio_out import write_audio
+from featstore.layout import write_atomically
 from featstore.manifest import check_disjoint
 from featstore.recipe import SAFE_NAME, Recipe, is_count, read_recipe
 from featstore.rttm import read_rttm, write_rttm
@@ -121,7 +122,7 @@ def simulate(
         fresh = [f for f in failed if f not in failures]
         if fresh:
             failures += fresh
-            _replace(out / "failures.jsonl", "".join(json.dumps(f) + "\n" for f in failures).encode())
+            write_atomically(out / "failures.jsonl", "".join(json.dumps(f) + "\n" for f in failures).encode())
         if progress is not None:
             progress(done, len(jobs), seconds)
     return _finish(out, recipe, jobs, made, left_out, failures)
@@ -178,7 +179,7 @@ def _claim(out: Path, recipe: Recipe, seed: int, by_split: dict[str, _BySpeaker]
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        _replace(path, (json.dumps(mine, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(mine, indent=1) + "\n").encode())
         return
     except ValueError:
         raise ValueError(f"{path}: not JSON; choose an empty folder") from None
@@ -191,13 +192,6 @@ def _claim(out: Path, recipe: Recipe, seed: int, by_split: dict[str, _BySpeaker]
 def _paths(out: Path, recipe: Recipe, split: str, index: int) -> tuple[Path, Path]:
     name = f"{recipe.name}-{split}-{index:05d}" if split else f"{recipe.name}-{index:05d}"
     return out / "audio" / f"{name}.{recipe.audio_format}", out / "rttm" / f"{name}.rttm"
-
-
-def _replace(path: Path, data: bytes) -> None:
-    # Temporary file, then rename: a file that has its name is whole.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 def _read_failures(path: Path) -> list[dict[str, str]]:
@@ -225,7 +219,7 @@ def _finish(
         row |= {"rttm_filepath": rttm_path.relative_to(out).as_posix()}
         row |= {"session_id": rttm_path.stem, "uniq_id": rttm_path.stem}
         rows.append(row)
-    _replace(out / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    write_atomically(out / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     speech_s, overlap_s, silence_s, total_s = sums.tolist()
     pair = recipe.layout == "pair"
     return SimulationReport(

@@ -63,9 +63,8 @@ class Store:
         table = pa.concat_tables(tables) if tables else layout.UTTERANCE_SCHEMA.empty_table()
         if len(self.features) > 1 or pc.count_distinct(table["id"]).as_py() != len(table):
             # Each feature's parts carry the utterances they hold: keep the first row of each id.
-            first = np.unique(np.asarray(table["id"].to_numpy(zero_copy_only=False), dtype=object), return_index=True)[
-                1
-            ]
+            ids = np.asarray(table["id"].to_numpy(zero_copy_only=False), dtype=object)
+            _, first = np.unique(ids, return_index=True)
             table = table.take(pa.array(np.sort(first)))
         return table.combine_chunks()
 
