@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from featstore import layout
 from featstore.layout import StoreError
-from featstore.store import crc32c
+from featstore.part import crc32c
 from featstore.types import FeatureSpec
 
 

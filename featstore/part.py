@@ -1,0 +1,107 @@
+"""One immutable part of a feature: raw chunk files, mapped when first touched."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore import layout
+from featstore.layout import StoreError
+from featstore.types import FeatureSpec
+
+
+class Part:
+    """A part of a feature: `num_frames` rows of frames, and the pooled rows of `num_utterances`."""
+
+    def __init__(
+        self, folder: Path, spec: FeatureSpec, num_frames: int, num_utterances: int, *, verify: bool = False
+    ) -> None:
+        self._folder, self._spec, self._verify = folder, spec, verify
+        self._num_frames, self._num_utterances = num_frames, num_utterances
+        self._chunk_rows = 0
+        self._chunks: list[NDArray | None] = []
+        self._pooled: dict[str, NDArray] = {}
+
+    def rows(self, start: int, stop: int) -> NDArray:
+        """Frames ``start:stop`` of the part, (frames, dim), read-only: a view where one chunk holds them.
+
+        Raises
+        ------
+        StoreError : a chunk is missing, of the wrong size or (with `verify`) damaged.
+        """
+        if not self._chunk_rows:
+            self._chunk_rows = self._read_chunk_rows("frames", self._num_frames)
+            self._chunks = [None] * -(-self._num_frames // self._chunk_rows)
+        size = self._chunk_rows
+        i = start // size
+        if stop <= (i + 1) * size:
+            chunk = self._chunks[i] if i < len(self._chunks) else None
+            if chunk is None:
+                chunk = self._chunk(i)
+            return chunk[start - i * size : stop - i * size]
+        pieces = [
+            self._chunk(j)[max(start - j * size, 0) : min(stop - j * size, size)] for j in range(i, -(-stop // size))
+        ]
+        return np.concatenate(pieces)
+
+    def _chunk(self, i: int) -> NDArray:
+        if i >= len(self._chunks):  # only an empty crop at the very end asks for this
+            return np.empty((0, self._spec.dim), dtype=self._spec.dtype)
+        chunk = self._chunks[i]
+        if chunk is None:
+            chunk = self._chunks[i] = self._map("frames", i, self._chunk_rows, self._spec.dtype)
+        return chunk
+
+    def pooled(self, statistic: str) -> NDArray:
+        """The part's "mean" or "std", (utterances, dim) float32, read-only."""
+        array = self._pooled.get(statistic)
+        if array is None:
+            rows = self._read_chunk_rows(statistic, self._num_utterances)
+            array = self._pooled[statistic] = self._map(statistic, 0, rows, "float32")
+        return array
+
+    def _read_chunk_rows(self, array: str, rows: int) -> int:
+        path = self._folder / array / "zarr.json"
+        meta = layout.read_json(path)
+        try:
+            shape, chunk = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"]
+        except (KeyError, TypeError):
+            raise StoreError(f"{path}: no Zarr v3 array metadata; run: featstore verify") from None
+        if shape != [rows, self._spec.dim] or len(chunk) != 2 or chunk[1] != shape[1] or not 0 < chunk[0] <= rows:
+            raise StoreError(
+                f"{path}: expected shape {[rows, self._spec.dim]} in whole rows, found shape {shape}, chunks {chunk}; "
+                "run: featstore verify"
+            )
+        return int(chunk[0])
+
+    def _map(self, array: str, i: int, rows: int, dtype: str) -> NDArray:
+        path = self._folder / array / "c" / str(i) / "0"
+        kind = np.dtype(dtype).newbyteorder("<")
+        size = rows * self._spec.dim * kind.itemsize
+        try:
+            with open(path, "rb") as file:
+                found = os.fstat(file.fileno()).st_size
+                if found != size + layout.CRC_BYTES:
+                    raise StoreError(
+                        f"{path}: expected {size + layout.CRC_BYTES} bytes, found {found}; run: featstore verify"
+                    )
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise StoreError(f"{path}: the chunk is missing; run: featstore verify --repair") from None
+        if self._verify and crc32c(memoryview(mapped)[:size]) != int.from_bytes(mapped[size:], "little"):
+            raise StoreError(f"{path}: damaged (CRC32C differs); run: featstore verify --repair")
+        return np.frombuffer(mapped, dtype=kind, count=rows * self._spec.dim).reshape(rows, self._spec.dim)
+
+
+def crc32c(data: memoryview | bytes) -> int:
+    """CRC32C (Castagnoli), as in Zarr's crc32c codec; in steps, so that a large chunk is never copied whole."""
+    import google_crc32c
+
+    value, step = 0, 8 << 20
+    for start in range(0, len(data), step):
+        value = google_crc32c.extend(value, bytes(data[start : start + step]))
+    return value
