@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -27,27 +28,30 @@ class Ids(Mapping[str, int]):
     make every forked reader copy the memory it only reads.
     """
 
-    def __init__(self, ids: pa.ChunkedArray) -> None:
-        self._ids = ids.combine_chunks()
+    def __init__(self, ids: pa.ChunkedArray | pa.Array) -> None:
+        #: (rows,) the ids themselves.
+        self.ids: pa.Array = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
         hashes = np.empty(len(ids), dtype=np.int64)
         for at in range(0, len(ids), _BLOCK):  # in blocks: as objects, all ids at once would be the largest thing here
-            block = self._ids[at : at + _BLOCK].to_numpy(zero_copy_only=False)
+            block = self.ids[at : at + _BLOCK].to_pylist()  # to_numpy would import pandas where it is installed
             hashes[at : at + len(block)] = np.fromiter(map(hash, block), np.int64, len(block))
-        order = np.argsort(hashes, kind="stable")
+        order = np.argsort(hashes)
         # bisect is three times as fast on an array.array as on NumPy's.
         self._hashes = array("q", hashes[order].tobytes())
-        self._order = array("i" if len(ids) < 1 << 31 else "q", order.astype("i4" if len(ids) < 1 << 31 else "i8"))
+        kind = "i" if len(ids) < 1 << 31 else "q"
+        self._order = array(kind, order.astype(kind).tobytes())
 
     def get(self, id: str, default: int | None = None) -> int | None:
         """The row of an id, or `default`."""
         key = hash(id)
-        at = bisect_left(self._hashes, key)
-        while at < len(self._hashes) and self._hashes[at] == key:
+        hashes, found = self._hashes, None
+        at = bisect_left(hashes, key)
+        while at < len(hashes) and hashes[at] == key:
             row = self._order[at]
-            if self._ids[row].as_py() == id:
-                return row
+            if (found is None or row < found) and self.ids[row].as_py() == id:
+                found = row
             at += 1
-        return default
+        return default if found is None else found
 
     def __getitem__(self, id: str) -> int:
         row = self.get(id)
@@ -60,52 +64,62 @@ class Ids(Mapping[str, int]):
 
     def __iter__(self) -> Iterator[str]:
         """Every id once, in the order of its first row."""
-        rows = np.flatnonzero(first_of_each(self._ids))
+        rows = np.flatnonzero(first_of_each(self.ids))
         for at in range(0, len(rows), _BLOCK):
-            yield from self._ids.take(pa.array(rows[at : at + _BLOCK])).to_pylist()
+            yield from self.ids.take(pa.array(rows[at : at + _BLOCK])).to_pylist()
 
     @cached_property
     def _distinct(self) -> int:
-        return pc.count_distinct(self._ids).as_py()
+        return pc.count_distinct(self.ids).as_py()
 
     def __len__(self) -> int:
         return self._distinct
 
     def __reduce__(self) -> tuple[type[Ids], tuple[pa.Array]]:
         # Python's string hashes differ from process to process.
-        return type(self), (self._ids,)
+        return type(self), (self.ids,)
 
 
 _BLOCK = 1 << 16
 
 
-def first_of_each(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+def first_of_each(ids: pa.Array) -> NDArray[np.bool_]:
     """(rows,) True where an id stands for the first time."""
-    ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
     # Codes are given in order of appearance: a new one is larger than all before it.
-    codes = ids.dictionary_encode().indices.to_numpy()
+    codes = _numbers(ids.dictionary_encode().indices)
     return np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
 
 
+def _numbers(column: pa.Array | pa.ChunkedArray) -> NDArray:
+    """A column without nulls as NumPy's, not copied; pyarrow's own to_numpy imports pandas where it is installed."""
+    return np.from_dlpack(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+
+
 class Index:
-    """Where a feature's frames are. Arrays run over rows; `rows` maps an id to its row."""
+    """Where a feature's frames are. Arrays run over rows; `rows` maps an id to its row.
+
+    Features extracted from one manifest mostly hold the same ids in the same order: then one of `known` is shared.
+    """
 
     def __init__(
-        self, store: Path, spec: FeatureSpec, make_part: Callable[[Path, FeatureSpec, int, int], Part]
+        self,
+        store: Path,
+        spec: FeatureSpec,
+        make_part: Callable[[Path, FeatureSpec, int, int], Part],
+        known: Iterable[Ids] = (),
     ) -> None:
         self.spec = spec
         self.store = store
         paths = sorted(p for p in layout.index_dir(store, spec.name).glob("*.parquet") if not p.name.startswith("."))
-        tables = [read_table(path, layout.INDEX_SCHEMA) for path in paths]
         self.part_names = [path.stem for path in paths]
-        sizes = np.array([len(t) for t in tables], dtype=np.int64)
-        table = pa.concat_tables(tables) if tables else layout.INDEX_SCHEMA.empty_table()
+        sizes, table = read_tables(paths, layout.INDEX_SCHEMA)
         #: First frame inside the part, number of frames, part number.
-        self.first = table["first_frame"].to_numpy()
-        self.num = table["num_frames"].to_numpy()
-        self.part = np.repeat(np.arange(len(tables), dtype=np.int32), sizes)
+        self.first, self.num = _numbers(table["first_frame"]), _numbers(table["num_frames"])
+        self.part = np.repeat(np.arange(len(paths), dtype=np.int32), sizes)
         # The first part that holds an id wins: two writers may have met.
-        self.rows = Ids(table["id"])
+        ids = table["id"].combine_chunks()
+        shared = [other for other in known if other.ids.equals(ids)]
+        self.rows = shared[0] if shared else Ids(ids)
         #: First row of each part.
         self.begin = np.cumsum(sizes) - sizes
         folder = layout.feature_dir(store, spec.name)
@@ -113,6 +127,12 @@ class Index:
             make_part(folder / name, spec, int(self.num[begin : begin + size].sum()), int(size))
             for name, begin, size in zip(self.part_names, self.begin, sizes, strict=True)
         ]
+
+    def part_ids(self, part: int) -> pa.Array:
+        """Ids in a part, by its number."""
+        begin = int(self.begin[part])
+        stop = int(self.begin[part + 1]) if part + 1 < len(self.begin) else len(self.rows.ids)
+        return self.rows.ids[begin:stop]
 
     def row(self, id: str) -> int:
         """The row of an utterance.
@@ -125,6 +145,21 @@ class Index:
         if row is None:
             raise KeyError(f"utterance {id!r} has no feature {self.spec.name!r} in {self.store}; extract it first")
         return row
+
+
+def read_tables(paths: Sequence[Path], schema: pa.Schema) -> tuple[NDArray[np.int64], pa.Table]:
+    """Tables of a store one behind another, each column in one piece; and how many rows each has. See `read_table`."""
+    with ThreadPoolExecutor() as pool:
+        tables = list(pool.map(partial(read_table, schema=schema), paths))
+    sizes = np.array([len(t) for t in tables], dtype=np.int64)
+    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    tables.clear()
+    columns = []
+    for name in schema.names:  # one column at a time: the whole table must not be in memory twice
+        columns.append(table[name].combine_chunks())
+        table = table.drop_columns([name])
+    pa.default_memory_pool().release_unused()  # what reading took on the way, else kept: more than the tables
+    return sizes, pa.Table.from_arrays(columns, schema=schema)
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from featstore import layout
-from featstore.index import Ids, Index, first_of_each, read_table
+from featstore.index import Ids, Index, first_of_each, read_tables
 from featstore.part import Part
 from featstore.types import FeatureSpec, Turn, Utterance
 
@@ -61,13 +61,19 @@ class Store:
     @cached_property
     def utterances(self) -> pa.Table:
         """One row an utterance: id, recording, speaker, split, duration, turns, source, start (times in seconds)."""
-        folder = layout.utterances_dir(self.path)
-        parts = sorted({part for name in self.features for part in self.index(name).part_names})
-        tables = [read_table(folder / f"{part}.parquet", layout.UTTERANCE_SCHEMA) for part in parts]
-        table = pa.concat_tables(tables) if tables else layout.UTTERANCE_SCHEMA.empty_table()
-        # Each feature's parts carry the utterances they hold: keep the first row of each id.
-        first = first_of_each(table["id"])
-        return (table if first.all() else table.filter(pa.array(first))).combine_chunks()
+        # Every part brings the facts of its utterances; features know mostly the same ones. Read what adds some.
+        indexes = list({id(index.rows): index for index in map(self.index, self.features)}.values())
+        parts = sorted((name, i, p) for i, index in enumerate(indexes) for p, name in enumerate(index.part_names))
+        ids = [indexes[i].part_ids(p) for _, i, p in parts]
+        first = first_of_each(pa.concat_arrays(ids)) if ids else np.zeros(0, dtype=bool)
+        needed, doubled, end = [], False, 0
+        for (name, _, _), here in zip(parts, ids, strict=True):
+            new, end = first[end : end + len(here)], end + len(here)
+            if new.any():
+                needed.append(layout.utterances_dir(self.path) / f"{name}.parquet")
+                doubled |= not new.all()
+        _, table = read_tables(needed, layout.UTTERANCE_SCHEMA)
+        return table.filter(pa.array(first_of_each(table["id"].combine_chunks()))) if doubled else table
 
     @cached_property
     def ids(self) -> list[str]:
@@ -134,7 +140,8 @@ class Store:
             if feature not in self.features:
                 there = ", ".join(self.features) or "none"
                 raise KeyError(f"{self.path} has no feature {feature!r} (there: {there}); extract it first")
-            index = self._indexes[feature] = Index(self.path, self.features[feature], self._make_part)
+            known = [other.rows for other in self._indexes.values()]
+            index = self._indexes[feature] = Index(self.path, self.features[feature], self._make_part, known)
         return index
 
     def num_frames(self, feature: str, id: str) -> int:
