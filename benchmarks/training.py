@@ -27,7 +27,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 import featstore
 from featstore import MIMI_GRID, FeatureSpec, Turn, Utterance
 from trainers.config import FitConfig
-from trainers.data import FrameSource, epoch_crops
+from trainers.data import CropSampler, FrameSource
 from trainers.fit import run_model
 from trainers.losses import hybrid_loss
 from trainers.models import Adapter, pick_device
@@ -105,7 +105,7 @@ def measure(side: str, folder: Path, steps: int, device: torch.device) -> dict[s
         source = FrameSource(store, config, CROP_FRAMES, device)
         if device.type == "cuda":
             source.keep(sessions.train)
-        batches = source.batches(epoch_crops(sessions.train, config, CROP_FRAMES, 1), 4)
+        batches = source.batches(CropSampler(sessions.train, config, CROP_FRAMES).epoch(1), 4)
 
         def read():
             return next(batches)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from evaluation.frames import turns_to_frames
 from featstore import MIMI_GRID, FrameGrid, Turn, Utterance
 from tests.sessions import make_store, spec
 from trainers.config import ConfigError, FitConfig
-from trainers.data import Crop, FrameSource, epoch_crops, rasterise, windows
+from trainers.data import Crop, CropSampler, FrameSource, _shuffled, rasterise, windows
 from trainers.sessions import common_grid, load_sessions
 
 CPU = torch.device("cpu")
@@ -168,17 +170,39 @@ def test_sampling_weighs_sessions_by_length_and_pattern(tmp_path):
     write(tmp_path / "s", utterances)
     chosen = config("sampling=ami/*:3", "crops_per_epoch=1000")
     sessions = load_sessions(featstore.open(tmp_path / "s"), chosen).train
-    crops = epoch_crops(sessions, chosen, 25, epoch=1)
+    sampler = CropSampler(sessions, chosen, 25)
+    crops = sampler.epoch(1)
     counts = Counter(c.session.id for c in crops)
     assert counts == {"sim/1": 100, "ami/1": 300, "ami/2": 600}
     assert min(c.start for c in crops) == 0
     assert max(c.start for c in crops if c.session.id == "ami/2") in range(170, 176)  # up to the very end
-    assert [c.start for c in epoch_crops(sessions, chosen, 25, 1)] == [c.start for c in crops]
-    assert [c.start for c in epoch_crops(sessions, chosen, 25, 2)] != [c.start for c in crops]
+    assert list(sampler.epoch(1)) == list(crops) == list(crops[:400]) + list(crops[400:])
+    assert [c.start for c in sampler.epoch(2)] != [c.start for c in crops]
+    # In random order: neighbours are as often of one session as chance has it (0.01 + 0.09 + 0.36).
+    alike = sum(a.session is b.session for a, b in pairwise(crops)) / 999
+    assert 0.40 < alike < 0.52
     # By default an epoch is as much audio as there is, weights included: (8 + 3·8 + 3·16) s in crops of 2 s.
-    assert len(epoch_crops(sessions, config("sampling=ami/*:3"), 25, 1)) == 40
+    assert len(CropSampler(sessions, config("sampling=ami/*:3"), 25).epoch(1)) == 40
     with pytest.raises(ConfigError, match="weight 0"):
-        epoch_crops(sessions, config("sampling=*:0"), 25, 1)
+        CropSampler(sessions, config("sampling=*:0"), 25)
+
+
+def test_a_million_crops_are_drawn_without_keeping_them(tmp_path):
+    write(tmp_path / "s", [talk("t", "train", (0.0, 1.0, "a"), seconds=8.0), talk("d", "dev", (0.0, 1.0, "a"))])
+    chosen = config("crops_per_epoch=1000000")
+    sampler = CropSampler(load_sessions(featstore.open(tmp_path / "s"), chosen).train, chosen, 25)
+    tracemalloc.start()
+    crops = sampler.epoch(1)
+    starts = Counter(crops[i].start for i in range(0, len(crops), 1000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(crops) == 1_000_000 and len(starts) > 70
+    assert peak < 100_000
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 16, 17, 1000])
+def test_an_epoch_holds_every_place_once(count):
+    assert sorted(_shuffled(i, count, (11, 22, 33, 44, 55, 66)) for i in range(count)) == list(range(count))
 
 
 def test_windows_cover_every_frame_once(by_hand):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -30,24 +30,80 @@ class Crop:
     start: int
 
 
-def epoch_crops(sessions: Sequence[Session], config: FitConfig, length: int, epoch: int) -> list[Crop]:
-    """The crops of one epoch in random order: a session is drawn in proportion to its weight times its length.
+class CropSampler:
+    """Draws crops: a session comes up in proportion to its weight times its length.
 
-    The draw depends on nothing but the seed and the epoch, so that a resumed run repeats it.
+    What it keeps is one number a session. An epoch's crops are made one at a time when they are asked for, so a
+    million of them take no memory.
+
+    Raises
+    ------
+    ConfigError : every session has the weight 0.
     """
-    rng = np.random.default_rng([config.seed, 2, epoch])
-    weights = np.array([s.num_frames * _weight(s.id, config.sampling) for s in sessions], dtype=np.float64)
-    if not weights.sum() > 0:
-        raise ConfigError(f"sampling {config.sampling} gives every training session the weight 0")
-    count = config.crops_per_epoch or max(1, round(weights.sum() / length))
-    # Systematic sampling: each session comes up its expected number of times, give or take one.
-    points = (rng.random() + np.arange(count)) / count * weights.sum()
-    picked = rng.permutation(np.searchsorted(np.cumsum(weights), points, side="right").clip(0, len(sessions) - 1))
-    starts = rng.random(count)
-    return [
-        Crop(sessions[i], int(share * (max(0, sessions[i].num_frames - length) + 1)))
-        for i, share in zip(picked, starts, strict=True)
-    ]
+
+    def __init__(self, sessions: Sequence[Session], config: FitConfig, length: int) -> None:
+        weights = np.array([s.num_frames * _weight(s.id, config.sampling) for s in sessions], dtype=np.float64)
+        if not weights.sum() > 0:
+            raise ConfigError(f"sampling {config.sampling} gives every training session the weight 0")
+        self.sessions, self.length, self.seed = sessions, length, config.seed
+        self.ends = np.cumsum(weights)
+        self.count = config.crops_per_epoch or max(1, round(float(self.ends[-1]) / length))
+
+    def epoch(self, epoch: int) -> EpochCrops:
+        """The crops of an epoch in random order, by the seed and the epoch alone: a resumed run repeats them."""
+        rng = np.random.default_rng([self.seed, 2, epoch])
+        keys = tuple(rng.integers(1 << 63, size=_ROUNDS).tolist())
+        return EpochCrops(self, float(rng.random()), keys, range(self.count))
+
+
+@dataclass(frozen=True)
+class EpochCrops(Sequence[Crop]):
+    """The crops of one epoch, see `CropSampler`; a slice of them is as lazy."""
+
+    sampler: CropSampler
+    offset: float
+    keys: tuple[int, ...]
+    positions: range
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, position: int | slice) -> Crop | EpochCrops:
+        if isinstance(position, slice):
+            return replace(self, positions=self.positions[position])
+        sampler, place = self.sampler, _shuffled(self.positions[position], self.sampler.count, self.keys)
+        # Systematic sampling: each session comes up its expected number of times, give or take one.
+        point = (self.offset + place) / sampler.count * sampler.ends[-1]
+        session = sampler.sessions[min(int(np.searchsorted(sampler.ends, point, side="right")), len(sampler.ends) - 1)]
+        share = _mixed(place ^ self.keys[0]) / 2**64
+        return Crop(session, int(share * (max(0, session.num_frames - sampler.length) + 1)))
+
+
+_ROUNDS = 6
+
+
+def _shuffled(i: int, count: int, keys: Sequence[int]) -> int:
+    """Where a random permutation of ``range(count)`` sends `i`, without the permutation: a Feistel network on the next
+    power of four, walked until it falls inside (Black & Rogaway 2002, "Ciphers with arbitrary finite domains")."""
+    half = max(1, -(-(count - 1).bit_length() // 2))
+    mask = (1 << half) - 1
+    while True:
+        left, right = i >> half, i & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right ^ key) & mask)
+        i = left << half | right
+        if i < count:
+            return i
+
+
+def _mixed(x: int) -> int:
+    """64 bits out of 64 bits, well stirred. Source: splitmix64's finaliser (Steele, Lea & Flood 2014)."""
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _BITS
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _BITS
+    return x ^ x >> 31
+
+
+_BITS = (1 << 64) - 1
 
 
 def _weight(id: str, sampling: dict[str, float]) -> float:
@@ -140,13 +196,13 @@ def label_batch(
 
 def prefetched(crops: Sequence[Crop], size: int, read: Callable[[Sequence[Crop], int], Batch]) -> Iterator[Batch]:
     """Batches of `size` crops in order; ``read(crops, number)`` reads the next while the caller computes."""
-    groups = [crops[i : i + size] for i in range(0, len(crops), size)]
+    starts = range(0, len(crops), size)
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(read, groups[0], 0) if groups else None
-        for number in range(1, len(groups) + 1):
+        ahead = reader.submit(read, crops[:size], 0) if starts else None
+        for number in range(1, len(starts) + 1):
             batch = ahead.result()
-            if number < len(groups):
-                ahead = reader.submit(read, groups[number], number)
+            if number < len(starts):
+                ahead = reader.submit(read, crops[starts[number] : starts[number] + size], number)
             yield batch
 
 

@@ -34,7 +34,7 @@ class Ranks:
             return model
         return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
-    def share(self, items: Sequence[Any], batch_size: int) -> list[Any]:
+    def share(self, items: Sequence[Any], batch_size: int) -> Sequence[Any]:
         """This process's part of each batch; an incomplete last batch is filled up, since all must step alike.
 
         Raises
@@ -42,15 +42,10 @@ class Ranks:
         ConfigError : the batch size cannot be divided.
         """
         if self.count == 1:
-            return list(items)
+            return items
         if batch_size % self.count:
             raise ConfigError(f"batch_size {batch_size} cannot be divided among {self.count} processes")
-        items = list(items)
-        lacking = -len(items) % batch_size
-        items += (items * (lacking // max(len(items), 1) + 1))[:lacking]
-        each = batch_size // self.count
-        starts = range(self.rank * each, len(items), batch_size)
-        return [item for start in starts for item in items[start : start + each]]
+        return _Share(items, self, batch_size)
 
     def tell(self, values: tuple[float, ...], device: torch.device) -> tuple[float, ...]:
         """The first process's `values`, in every process."""
@@ -59,6 +54,27 @@ class Ranks:
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
         dist.broadcast(tensor, src=0)
         return tuple(tensor.tolist())
+
+
+@dataclass(frozen=True)
+class _Share(Sequence[Any]):
+    """See `Ranks.share`; nothing is copied, since `items` may be a million crops made when asked for."""
+
+    items: Sequence[Any]
+    ranks: Ranks
+    batch_size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.items) // self.batch_size) * (self.batch_size // self.ranks.count)
+
+    def __getitem__(self, position: int | slice) -> Any:
+        if isinstance(position, slice):
+            return [self[i] for i in range(*position.indices(len(self)))]
+        if not 0 <= position < len(self):
+            raise IndexError(position)
+        each = self.batch_size // self.ranks.count
+        batch, place = divmod(position, each)
+        return self.items[(batch * self.batch_size + self.ranks.rank * each + place) % len(self.items)]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from featstore import Store
 from trainers import decode, distributed
 from trainers.checkpoint import State, load_best, load_checkpoint, save_checkpoint, trained_tensors
 from trainers.config import FitConfig
-from trainers.data import Batch, Crop, FrameSource, epoch_crops, windows
+from trainers.data import Batch, Crop, CropSampler, FrameSource, windows
 from trainers.losses import hybrid_loss
 from trainers.models import Adapter, count_parameters, pick_device
 from trainers.progress import Progress
@@ -133,13 +133,14 @@ def _train(
     if (run.path / "last.safetensors").exists():
         state = load_checkpoint(run, model, optimizer, device)
     parallel = ranks.wrap(model, device)
+    sampler = CropSampler(sessions.train, config, source.length)
     dev_windows = windows(sessions.dev, source.length)
     progress = Progress(run, state, shown=ranks.first)
     began, waited, steps, busy = time.perf_counter(), 0.0, 0, 0.0
 
     with progress:
         while not state.finished:
-            crops = epoch_crops(sessions.train, config, source.length, state.epoch)
+            crops = sampler.epoch(state.epoch)
             steps_in_epoch = -(-len(crops) // config.batch_size)
             progress.epoch(state, steps_in_epoch)
             rest = crops[state.step_in_epoch * config.batch_size :]
