@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -29,7 +29,7 @@ from featstore.store import Store
 from featstore.types import FeatureSpec, Utterance
 
 #: A part is committed when it holds this much …
-PART_BYTES = 64 << 20
+PART_BYTES = 256 << 20
 #: … or when its first utterance has waited this long: what a kill can cost.
 PART_SECONDS = 30.0
 #: Rows of a chunk never pass this many bytes (one 85-minute meeting in float16 is 65 MB).
@@ -137,54 +137,78 @@ class Writer:
             return
         part = f"{self._name}-{self._count:05d}"
         self._count += 1
-        folder = layout.feature_dir(self.path, self.spec.name) / part
-        try:
-            index, utterances, seal = self._write_part(folder)
-            layout.write_atomically(layout.utterances_dir(self.path) / f"{part}.parquet", utterances)
-            layout.write_atomically(folder / "zarr.json", seal)
-            for root, _, files in os.walk(folder):
-                for name in files:
-                    layout.sync(Path(root, name))
-                layout.sync(Path(root))
-            layout.sync(folder.parent)
-            layout.write_atomically(layout.index_dir(self.path, self.spec.name) / f"{part}.parquet", index)
-        except BaseException:
-            if not (layout.index_dir(self.path, self.spec.name) / f"{part}.parquet").exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                (layout.utterances_dir(self.path) / f"{part}.parquet").unlink(missing_ok=True)
-            raise
+        commit_part(self.path, self.spec, part, self._utterances, self._frames)
         self._clear()
 
-    def _write_part(self, folder: Path) -> tuple[bytes, bytes, bytes]:
-        frames = np.concatenate(self._frames)
-        num = np.array([len(f) for f in self._frames], dtype=np.int64)
-        mean, std = pool(self._frames)
-        chunks = _write_array(folder, "frames", frames, CHUNK_BYTES)
-        chunks |= _write_array(folder, "mean", mean) | _write_array(folder, "std", std)
-        ids = [u.id for u in self._utterances]
-        index = parquet_bytes(pa.table([ids, np.cumsum(num) - num, num], schema=layout.INDEX_SCHEMA))
-        utterances = parquet_bytes(utterance_table(self._utterances))
-        attributes = {
-            "fingerprint": self.spec.fingerprint,
-            "chunk_crc32c": chunks,
-            "sha256": {
-                "index": hashlib.sha256(index).hexdigest(),
-                "utterances": hashlib.sha256(utterances).hexdigest(),
-                **{n: hashlib.sha256((folder / n / "zarr.json").read_bytes()).hexdigest() for n in layout.ARRAYS},
-            },
-        }
-        return index, utterances, layout.group_json(layout.sealed(attributes))
+
+def commit_part(
+    store: Path, spec: FeatureSpec, part: str, utterances: Sequence[Utterance], frames: Sequence[NDArray]
+) -> None:
+    """Write one part and commit it: after this, and never before, readers see it.
+
+    Parameters
+    ----------
+    frames : of each utterance, (frames, dim) in the feature's dtype.
+
+    Raises
+    ------
+    OSError : no space, no permission, …; the part is removed again.
+    """
+    folder = layout.feature_dir(store, spec.name) / part
+    facts_path = layout.utterances_dir(store) / f"{part}.parquet"
+    index_path = layout.index_dir(store, spec.name) / f"{part}.parquet"
+    try:
+        index, facts, seal = _write_part(folder, spec, utterances, frames)
+        layout.write_atomically(facts_path, facts)
+        layout.write_atomically(folder / "zarr.json", seal)
+        for root, _, files in os.walk(folder):
+            for name in files:
+                layout.sync(Path(root, name))
+            layout.sync(Path(root))
+        layout.sync(folder.parent)
+        layout.write_atomically(index_path, index)
+    except BaseException:
+        if not index_path.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            facts_path.unlink(missing_ok=True)
+        raise
 
 
-def pool(frames: list[NDArray]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _write_part(
+    folder: Path, spec: FeatureSpec, utterances: Sequence[Utterance], frames: Sequence[NDArray]
+) -> tuple[bytes, bytes, bytes]:
+    num = np.array([len(f) for f in frames], dtype=np.int64)
+    mean, std = pool(frames)
+    chunks = _write_array(folder, "frames", frames, CHUNK_BYTES)
+    chunks |= _write_array(folder, "mean", [mean]) | _write_array(folder, "std", [std])
+    index = parquet_bytes(pa.table([[u.id for u in utterances], np.cumsum(num) - num, num], schema=layout.INDEX_SCHEMA))
+    facts = parquet_bytes(utterance_table(utterances))
+    attributes = {
+        "fingerprint": spec.fingerprint,
+        "chunk_crc32c": chunks,
+        "sha256": {
+            "index": hashlib.sha256(index).hexdigest(),
+            "utterances": hashlib.sha256(facts).hexdigest(),
+            **{n: hashlib.sha256((folder / n / "zarr.json").read_bytes()).hexdigest() for n in layout.ARRAYS},
+        },
+    }
+    return index, facts, layout.group_json(layout.sealed(attributes))
+
+
+def pool(frames: Sequence[NDArray]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation over each utterance's frames, each (utterances, dim); sums in float64."""
-    wide = [f.astype(np.float64) for f in frames]
-    return np.stack([f.mean(0) for f in wide]).astype("<f4"), np.stack([f.std(0) for f in wide]).astype("<f4")
+    mean = np.empty((len(frames), frames[0].shape[1]), dtype="<f4")
+    std = np.empty_like(mean)
+    for row, own in enumerate(frames):
+        wide = own.astype(np.float64)
+        mean[row], std[row] = wide.mean(0), wide.std(0)
+    return mean, std
 
 
-def _write_array(folder: Path, name: str, data: NDArray, chunk_bytes: int | None = None) -> dict[str, int]:
-    """Write a Zarr array of as few equal chunks as fit; returns each chunk's CRC32C by its path in the part."""
-    rows, row_bytes = len(data), data[0].nbytes
+def _write_array(folder: Path, name: str, pieces: Sequence[NDArray], chunk_bytes: int | None = None) -> dict[str, int]:
+    """Write a Zarr array of as few equal chunks as fit, a chunk at a time; returns their CRC32C by path in the part."""
+    rows, first = sum(len(piece) for piece in pieces), pieces[0]
+    row_bytes = first.dtype.itemsize * first.shape[1]
     count = -(-rows * row_bytes // chunk_bytes) if chunk_bytes else 1
     chunk_rows = -(-rows // count)
     with warnings.catch_warnings():
@@ -192,18 +216,24 @@ def _write_array(folder: Path, name: str, data: NDArray, chunk_bytes: int | None
         array = zarr.create_array(
             store=str(folder),
             name=name,
-            shape=data.shape,
-            chunks=(chunk_rows, *data.shape[1:]),
-            dtype=data.dtype,
+            shape=(rows, first.shape[1]),
+            chunks=(chunk_rows, first.shape[1]),
+            dtype=first.dtype,
             serializer=BytesCodec(endian="little"),
             filters=None,
             compressors=Crc32cCodec(),
             fill_value=0,
             config={"write_empty_chunks": True},
         )
-    array[:] = data
     crcs = {}
-    for i in range(-(-rows // chunk_rows)):
+    ends = np.cumsum([len(piece) for piece in pieces])
+    for i, start in enumerate(range(0, rows, chunk_rows)):
+        stop = min(start + chunk_rows, rows)
+        some = range(int(np.searchsorted(ends, start, side="right")), int(np.searchsorted(ends, stop)) + 1)
+        begins = [int(ends[k]) - len(pieces[k]) for k in some]
+        array[start:stop] = np.concatenate(
+            [pieces[k][max(start - b, 0) : stop - b] for k, b in zip(some, begins, strict=True)]
+        )
         key = f"{name}/c/{i}/0"
         with open(folder / key, "rb") as file:
             file.seek(-layout.CRC_BYTES, os.SEEK_END)
