@@ -3,37 +3,41 @@
     decode pool (threads) ──▶ batches of like length ──▶ encoder (this thread) ──▶ writer (one thread)
 
 The batches are a function of the manifest alone. A resumed run computes a batch again whenever one of its
-utterances is missing, so its frames are the very bytes an uninterrupted run would have written.
+utterances is missing, so its frames are the very bytes an uninterrupted run would have written; so are those of many
+processes that share the batches.
 """
 
 from __future__ import annotations
 
-import json
+import heapq
 import math
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
+from types import TracebackType
 
 from numpy.typing import NDArray
 
-from featstore import audio, layout
-from featstore.commit import Writer, writer
+from featstore import audio, failures
+from featstore.commit import writer
 from featstore.extractors import Extractor
 from featstore.types import Utterance
 
-#: Seconds of audio (padding counted) that go through the encoder at once.
-BATCH_S = {"cpu": 60.0, "cuda": 960.0, "mps": 240.0}
+#: Seconds of audio (padding counted) that go through the encoder at once. On a CPU, where the encoders take one wave
+#: after another anyway, it is little, so that a kill costs little. Where waves share a computation, other batches may
+#: change a frame's last bits: runs with equal bytes need equal batches.
+BATCH_S = {"cpu": 15.0, "cuda": 960.0, "mps": 240.0}
 #: Utterances are sorted by length inside windows of this many, so that a batch pads little and a manifest's order
 #: is roughly kept.
 WINDOW = 512
-#: Decoded audio that may wait for the encoder, in seconds (24 kHz float32: 96 kB a second).
-AHEAD_S = 1800.0
+#: Decoded audio that may wait for the encoder: seconds (24 kHz float32: 96 kB a second) and batches.
+AHEAD_S, AHEAD_BATCHES = 1800.0, 32
+#: A kill costs at most so many seconds of work and the commit at their end, or one batch if that takes longer.
+KILL_COSTS_S = 50.0
 
 
 @dataclass
@@ -41,11 +45,11 @@ class Result:
     """What an extraction did. Times in seconds; `busy_s` says how long each stage worked or waited.
 
     `asked` utterances = `skipped` (in the store already) + `done` + failures; `audio_s` of `total_s` seconds of
-    audio went through the encoder.
+    audio went through the encoder. `writers` ran side by side, each with `decoders` decoding threads.
     """
 
     feature: str
-    asked: int
+    asked: int = 0
     skipped: int = 0
     done: int = 0
     failures: list[dict[str, str]] = field(default_factory=list)
@@ -53,9 +57,20 @@ class Result:
     total_s: float = 0.0
     wall_s: float = 0.0
     busy_s: dict[str, float] = field(default_factory=dict)
+    writers: int = 1
+    decoders: int = 1
+
+    @property
+    def busy(self) -> dict[str, float]:
+        """The share of the time each stage worked or waited, 0 to 1; over all threads that did it."""
+        if not self.wall_s:
+            return {}
+        threads = {stage: self.writers * (self.decoders if stage == "decode" else 1) for stage in self.busy_s}
+        return {stage: s / (self.wall_s * threads[stage]) for stage, s in self.busy_s.items()}
 
     def to_json(self) -> dict[str, object]:
-        return {**vars(self), "times_real_time": self.audio_s / self.wall_s if self.wall_s else None}
+        speed = self.audio_s / self.wall_s if self.wall_s else None
+        return {**vars(self), "times_real_time": speed, "busy": self.busy}
 
 
 def extract(
@@ -79,7 +94,7 @@ def extract(
     workers : decoding threads.
     batch_s : seconds of audio a batch, padding counted. Longer utterances go alone.
     resume : False refuses a store that holds any of `utterances` already.
-    shard : ``(i, n)`` takes every n-th batch from the i-th on; n processes or machines share one store so.
+    shard : ``(i, n)`` takes the i-th of n shares of like size; n processes or machines share one store so.
     progress : called after each batch.
 
     Raises
@@ -88,51 +103,193 @@ def extract(
     ValueError : resume is False and there is something to resume.
     OSError : the store cannot be written.
     """
-    result = Result(extractor.spec.name, asked=len(utterances))
     started = time.monotonic()
-    with writer(store, extractor.spec) as out, ThreadPoolExecutor(max(1, workers)) as pool:
-        missing = {u.id for u in out.missing(utterances)}
-        if len(missing) < len(utterances) and not resume:
-            raise ValueError(
-                f"{store} already holds feature {extractor.spec.name!r} of {len(utterances) - len(missing)} of these "
-                "utterances; leave out --no-resume to add the rest, or extract into a new store"
-            )
-        log = _Failures(Path(store), extractor.spec.name)
-        batches = plan(list(pool.map(_with_duration, utterances)), batch_s)[shard[0] :: shard[1]]
-        todo = [batch for batch in batches if any(u.id in missing for u in batch)]
-        result.skipped = sum(len(batch) for batch in batches) - sum(u.id in missing for b in todo for u in b)
-        result.total_s = sum(u.duration_s for batch in todo for u in batch)
-        written: deque[Future[None]] = deque()
-        with ThreadPoolExecutor(1) as writing, _cancelling(pool):
-            for batch, waves in _decoded(todo, extractor.spec.sample_rate_hz, pool, result, log):
-                began = time.monotonic()
-                frames = _encode(extractor, batch, waves, result, log)
-                _count(result, "encode", began)
-                began = time.monotonic()
-                while len(written) >= 2:  # one batch being written, one waiting
-                    written.popleft().result()
-                _count(result, "wait for writer", began)
-                keep = [(u, f) for u, f in zip(batch, frames, strict=True) if f is not None and u.id in missing]
-                written.append(writing.submit(_add, out, keep, result, log))
-                result.audio_s += sum(len(w) for w in waves) / extractor.spec.sample_rate_hz
-                result.wall_s = time.monotonic() - started
-                progress(result)
-            for future in written:
-                future.result()
-    log.close(missing)
+    with Pipeline(extractor, store, workers) as pipeline:
+        result = pipeline.result
+        missing = {u.id for u in pipeline.out.missing(utterances)}
+        todo = unfinished(utterances, missing, result, store, batch_s=batch_s, resume=resume, shard=shard)
+
+        def step() -> None:
+            pipeline.step()
+            result.wall_s = time.monotonic() - started
+            progress(result)
+
+        for batch in todo:
+            if pipeline.full:
+                step()
+            pipeline.submit(batch, missing)
+        while pipeline.waiting:
+            step()
+        pipeline.drain()
+    failures.settle(Path(store), result.feature)
     result.wall_s = time.monotonic() - started
     progress(result)
     return result
 
 
-@contextmanager
-def _cancelling(pool: ThreadPoolExecutor) -> Iterator[None]:
-    """On the way out of an error, do not decode what nobody will encode."""
-    try:
-        yield
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
+def unfinished(
+    utterances: Sequence[Utterance],
+    missing: Container[str],
+    result: Result,
+    store: str | PathLike[str],
+    *,
+    batch_s: float,
+    resume: bool = True,
+    shard: tuple[int, int] = (0, 1),
+) -> list[list[Utterance]]:
+    """Batches of a shard that have an utterance missing; `result` learns how many utterances and seconds that is.
+
+    Raises
+    ------
+    ValueError : resume is False and there is something to resume.
+    """
+    if not resume and (there := sum(u.id not in missing for u in utterances)):
+        raise ValueError(
+            f"{store} already holds feature {result.feature!r} of {there} of these utterances; leave out --no-resume "
+            "to add the rest, or extract into a new store"
+        )
+    with ThreadPoolExecutor(result.decoders) as pool:
+        batches = share(plan(list(pool.map(_with_duration, utterances)), batch_s), *shard)
+    todo = [batch for batch in batches if any(u.id in missing for u in batch)]
+    result.asked = sum(len(batch) for batch in batches)
+    result.skipped = sum(u.id not in missing for batch in batches for u in batch)
+    result.total_s = sum(u.duration_s for batch in todo for u in batch)
+    return todo
+
+
+class Pipeline:
+    """One extractor, one writer to a store, and what works beside them; a context manager.
+
+    `submit` starts the decoding of a batch, `step` encodes the oldest one; what leaves the `with` is committed.
+    """
+
+    def __init__(self, extractor: Extractor, store: str | PathLike[str], workers: int) -> None:
+        self.result = Result(extractor.spec.name, decoders=max(1, workers))
+        self.out = writer(store, extractor.spec)
+        #: Batches that were encoded (or could not be).
+        self.encoded = 0
+        self._extractor = extractor
+        self._failures = failures.Failures(Path(store), extractor.spec.name)
+        self._decoding, self._writing = ThreadPoolExecutor(max(1, workers)), ThreadPoolExecutor(1)
+        self._waiting: deque[tuple[list[Utterance], Container[str], list[Future[tuple[NDArray, float]]]]] = deque()
+        self._written: deque[Future[None]] = deque()
+        self._since_s = math.nan  # when the oldest work that is not committed yet began
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._decoding.shutdown(wait=error is None, cancel_futures=True)  # nobody will encode it
+        self._writing.shutdown()
+        self.out.__exit__(kind, error, at)
+        self._failures.flush()
+
+    @property
+    def waiting(self) -> int:
+        """Batches submitted and not encoded yet."""
+        return len(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether enough is decoded ahead; never before one batch is, however long."""
+        ahead_s = sum(u.duration_s for batch, _, _ in self._waiting for u in batch)
+        return self.waiting >= AHEAD_BATCHES or (self.waiting > 1 and ahead_s >= AHEAD_S)
+
+    def submit(self, batch: list[Utterance], wanted: Container[str]) -> None:
+        """Start decoding a batch; all of it will be encoded, so that its bytes are right, and `wanted` ids be kept."""
+        rate_hz = self._extractor.spec.sample_rate_hz
+        self._waiting.append((batch, wanted, [self._decoding.submit(_load, u, rate_hz) for u in batch]))
+
+    def step(self) -> None:
+        """Encode the oldest batch and have it written.
+
+        Raises
+        ------
+        OSError : the store cannot be written.
+        """
+        batch, wanted, futures = self._waiting.popleft()
+        began = time.monotonic()
+        if math.isnan(self._since_s):
+            self._since_s = began
+        good, waves = [], []
+        for u, future in zip(batch, futures, strict=True):
+            try:
+                wave, took_s = future.result()
+                waves.append(wave)
+                good.append(u)
+                self._count("decode", took_s)
+            except (ValueError, OSError) as error:
+                self._fail(u, error, wanted)
+        self._count("wait for audio", time.monotonic() - began)
+        frames = []
+        if good:
+            began = time.monotonic()
+            frames = self._encode(good, waves, wanted)
+            self._count("encode", time.monotonic() - began)
+            self.result.audio_s += sum(len(w) for w in waves) / self._extractor.spec.sample_rate_hz
+        began = time.monotonic()
+        while len(self._written) >= 2:  # one batch being written, one waiting
+            self._written.popleft().result()
+        self._count("wait for writer", time.monotonic() - began)
+        keep = [(u, f) for u, f in zip(good, frames, strict=True) if f is not None and u.id in wanted]
+        self._written.append(self._writing.submit(self._write, keep, self._commit_is_due()))
+        self.encoded += 1
+
+    def drain(self) -> None:
+        """Wait until everything encoded so far is committed.
+
+        Raises
+        ------
+        OSError : the store cannot be written.
+        """
+        self._written.append(self._writing.submit(self._write, [], True))
+        self._since_s = math.nan
+        while self._written:
+            self._written.popleft().result()
+
+    def _commit_is_due(self) -> bool:
+        """Whether a kill during the next batch, at the pace so far, would cost too much."""
+        ahead_s = sum(u.duration_s for u in self._waiting[0][0]) if self._waiting else 0.0
+        pace = self.result.busy_s.get("encode", 0.0) / max(self.result.audio_s, 1e-9)
+        due = time.monotonic() - self._since_s + pace * ahead_s > KILL_COSTS_S
+        if due:
+            self._since_s = time.monotonic()
+        return due
+
+    def _encode(self, batch: list[Utterance], waves: list[NDArray], wanted: Container[str]) -> list[NDArray | None]:
+        """Frames of a batch; where the extractor refuses it, of each utterance alone, to find the one at fault."""
+        try:
+            return list(self._extractor.extract(waves))
+        except ValueError as error:
+            if len(waves) == 1:
+                self._fail(batch[0], error, wanted)
+                return [None]
+        return [f for u, w in zip(batch, waves, strict=True) for f in self._encode([u], [w], wanted)]
+
+    def _write(self, batch: list[tuple[Utterance, NDArray]], commit: bool) -> None:
+        began = time.monotonic()
+        for utterance, frames in batch:
+            try:
+                self.out.add(utterance, frames)
+                self.result.done += 1
+            except ValueError as error:
+                self._fail(utterance, error, [utterance.id])
+        if commit:
+            self.out.commit()
+            self._failures.flush()
+        self._count("write", time.monotonic() - began)
+
+    def _fail(self, utterance: Utterance, error: Exception, wanted: Container[str]) -> None:
+        if utterance.id in wanted and (entry := self._failures.add(utterance, error)):
+            self.result.failures.append(entry)
+
+    def _count(self, stage: str, seconds: float) -> None:
+        self.result.busy_s[stage] = self.result.busy_s.get(stage, 0.0) + seconds
+
+
+def _load(utterance: Utterance, rate_hz: int) -> tuple[NDArray, float]:
+    began = time.monotonic()
+    return audio.load(utterance, rate_hz), time.monotonic() - began
 
 
 def plan(utterances: Sequence[Utterance], batch_s: float) -> list[list[Utterance]]:
@@ -150,6 +307,22 @@ def plan(utterances: Sequence[Utterance], batch_s: float) -> list[list[Utterance
     return batches
 
 
+def share(batches: list[list[Utterance]], i: int, n: int) -> list[list[Utterance]]:
+    """The i-th of n shares of the batches: each goes, long ones first, to the share with the least audio so far."""
+    load_s = [(0.0, share) for share in range(n)]
+    mine = set()
+    for k in sorted(range(len(batches)), key=lambda k: (-_padded_s(batches[k]), k)):
+        least_s, share = heapq.heappop(load_s)
+        heapq.heappush(load_s, (least_s + _padded_s(batches[k]), share))
+        if share == i:
+            mine.add(k)
+    return [batch for k, batch in enumerate(batches) if k in mine]
+
+
+def _padded_s(batch: list[Utterance]) -> float:
+    return len(batch) * max(u.duration_s for u in batch)
+
+
 def _with_duration(utterance: Utterance) -> Utterance:
     """Fill in a duration that the manifest leaves open; a defect shows when the audio is decoded."""
     if not math.isnan(utterance.duration_s):
@@ -158,90 +331,3 @@ def _with_duration(utterance: Utterance) -> Utterance:
         return replace(utterance, duration_s=max(audio.duration_s(utterance.audio) - utterance.start_s, 1e-6))
     except (ValueError, OSError):
         return replace(utterance, duration_s=1e-6)
-
-
-def _decoded(
-    batches: list[list[Utterance]], rate_hz: int, pool: ThreadPoolExecutor, result: Result, log: _Failures
-) -> Iterator[tuple[list[Utterance], list[NDArray]]]:
-    """Decode ahead of the encoder, as far as `AHEAD_S` lets; yields batches without what could not be decoded."""
-    waiting: deque[tuple[list[Utterance], list[Future[NDArray]]]] = deque()
-    queue, ahead_s = deque(batches), 0.0
-    while queue or waiting:
-        while queue and (not waiting or (ahead_s < AHEAD_S and len(waiting) < 32)):
-            batch = queue.popleft()
-            ahead_s += sum(u.duration_s for u in batch)
-            waiting.append((batch, [pool.submit(audio.load, u, rate_hz) for u in batch]))
-        batch, futures = waiting.popleft()
-        began = time.monotonic()
-        good, waves = [], []
-        for u, future in zip(batch, futures, strict=True):
-            try:
-                waves.append(future.result())
-                good.append(u)
-            except (ValueError, OSError) as error:
-                log.add(u, error, result)
-        _count(result, "wait for audio", began)
-        ahead_s -= sum(u.duration_s for u in batch)
-        if good:
-            yield good, waves
-
-
-def _encode(
-    extractor: Extractor, batch: list[Utterance], waves: list[NDArray], result: Result, log: _Failures
-) -> list[NDArray | None]:
-    """Frames of a batch; where the extractor refuses it, of each utterance alone, to find the one at fault."""
-    try:
-        return list(extractor.extract(waves))
-    except ValueError as error:
-        if len(waves) == 1:
-            log.add(batch[0], error, result)
-            return [None]
-    return [f for u, w in zip(batch, waves, strict=True) for f in _encode(extractor, [u], [w], result, log)]
-
-
-def _add(out: Writer, batch: list[tuple[Utterance, NDArray]], result: Result, log: _Failures) -> None:
-    began = time.monotonic()
-    for utterance, frames in batch:
-        try:
-            out.add(utterance, frames)
-            result.done += 1
-        except ValueError as error:
-            log.add(utterance, error, result)
-    _count(result, "write", began)
-
-
-def _count(result: Result, stage: str, began: float) -> None:
-    result.busy_s[stage] = result.busy_s.get(stage, 0.0) + time.monotonic() - began
-
-
-class _Failures:
-    """``STORE/failures.jsonl``: one line an utterance that failed, with feature, id, source and error."""
-
-    def __init__(self, store: Path, feature: str) -> None:
-        self._path, self._feature = store / "failures.jsonl", feature
-        self._failed: dict[str, dict[str, str]] = {}
-
-    def add(self, utterance: Utterance, error: Exception, result: Result) -> None:
-        entry = {"feature": self._feature, "id": utterance.id, "source": utterance.audio, "error": str(error)}
-        if utterance.id in self._failed:
-            return
-        self._failed[utterance.id] = entry
-        result.failures.append(entry)
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def close(self, attempted: set[str]) -> None:
-        """Drop the lines of utterances that were attempted again; keep everybody else's."""
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError, KeyError, TypeError):  # a kill may have cut the last line
-                entry = json.loads(line)
-                if entry["feature"] != self._feature or entry["id"] not in attempted:
-                    kept.append(entry)
-        kept += self._failed.values()
-        if kept:
-            layout.write_atomically(self._path, "".join(json.dumps(e) + "\n" for e in kept).encode())
-        else:
-            os.unlink(self._path)

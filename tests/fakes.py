@@ -38,18 +38,20 @@ def tone(seconds: float, rate_hz: int = 8000, hz: float = 300.0, peak: float = 0
     return (peak * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate_hz)) / rate_hz)).astype(np.float32)
 
 
-def slow_extraction(utterances: list[Utterance], store: Path) -> multiprocessing.process.BaseProcess:
+def slow_extraction(
+    utterances: list[Utterance], store: Path, shard: tuple[int, int] = (0, 1)
+) -> multiprocessing.process.BaseProcess:
     """Start an extraction in a process of its own, with tiny parts, for killing."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.fakes", "featstore.extract"])  # a child starts in milliseconds
-    process = context.Process(target=_extract_slowly, args=(utterances, store))
+    process = context.Process(target=_extract_slowly, args=(utterances, store, shard))
     process.start()
     return process
 
 
-def _extract_slowly(utterances: list[Utterance], store: Path) -> None:
+def _extract_slowly(utterances: list[Utterance], store: Path, shard: tuple[int, int]) -> None:
     import featstore.commit
     from featstore.extract import extract
 
     featstore.commit.Writer.__init__.__defaults__ = (2000, 0.1)
-    extract(utterances, FakeExtractor(slow_s=0.02), store, batch_s=5)
+    extract(utterances, FakeExtractor(slow_s=0.02), store, batch_s=5, shard=shard)

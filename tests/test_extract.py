@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ import soundfile as sf
 
 import featstore
 from featstore import Utterance, integrity
-from featstore.extract import extract, plan
+from featstore.extract import Pipeline, extract, plan, share
+from featstore.failures import Failures, settle
 from tests.conftest import ROOT
 from tests.fakes import FakeExtractor, slow_extraction, tone
 
@@ -33,6 +36,20 @@ def corpus(folder: Path, count: int = 12) -> list[Utterance]:
             Utterance(f"u{i}", str(path), 0.0, round(seconds * 8000) / 8000, f"r{i}", f"s{i % 3}", "train")
         )
     return utterances
+
+
+def failures_of(store: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (store / "failures.jsonl").read_text().splitlines()]
+
+
+def fail_often(store: Path, k: int) -> None:
+    """In a process of its own: 30 failures, written one by one, with a clean-up in between."""
+    for n in range(30):
+        log = Failures(store, "fake")
+        log.add(Utterance(f"p{k}-{n}", "a.wav", 0.0, 1.0, "r"), f"failure {n} of process {k}")
+        log.flush()
+        if n % 3 == k % 3:
+            settle(store, "fake")
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -94,6 +111,91 @@ def test_shards_share_one_store(tmp_path: Path) -> None:
     for i in range(3):
         extract(utterances, FakeExtractor(), tmp_path / "s", batch_s=5, shard=(i, 3))
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+
+
+def test_shares_of_uneven_utterances_are_even(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    seconds = rng.permutation([*rng.lognormal(2, 0.6, 3000), *rng.uniform(600, 5400, 40)])
+    utterances = [Utterance(f"u{i}", "a.wav", 0.0, float(s), "r") for i, s in enumerate(seconds)]
+    batches = plan(utterances, 60.0)
+    shares = [share(batches, i, 4) for i in range(4)]
+    assert sorted(id(b) for s in shares for b in s) == sorted(id(b) for b in batches)
+    loads = [sum(u.duration_s for batch in s for u in batch) for s in shares]
+    assert max(loads) < 1.02 * np.mean(loads)
+
+
+def test_many_processes_fill_one_store_at_once(tmp_path: Path) -> None:
+    utterances = corpus(tmp_path, 30)
+    Path(utterances[7].audio).unlink()
+    plain = extract(utterances, FakeExtractor(), tmp_path / "plain", batch_s=5)
+    processes = [slow_extraction(utterances, tmp_path / "s", shard=(i, 4)) for i in range(4)]
+    processes += [slow_extraction(utterances, tmp_path / "s") for _ in range(2)]
+    for process in processes:
+        process.join()
+    assert [p.exitcode for p in processes] == [0] * 6
+    assert contents(tmp_path / "s") == contents(tmp_path / "plain")
+    assert failures_of(tmp_path / "s") == plain.failures
+    report = integrity.verify(tmp_path / "s", repair=True)
+    assert report.damaged == []
+    assert report.utterances > len(plain.failures) + plain.done  # writers did meet; the reader showed each id once
+    assert integrity.verify(tmp_path / "s").findings == []
+    assert contents(tmp_path / "s") == contents(tmp_path / "plain")
+
+
+def test_no_failure_is_lost_between_many_writers(tmp_path: Path) -> None:
+    (utterance,) = corpus(tmp_path, 1)
+    extract([utterance], FakeExtractor(), tmp_path / "s")
+    context = multiprocessing.get_context("forkserver")
+    processes = [context.Process(target=fail_often, args=(tmp_path / "s", k)) for k in range(5)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [p.exitcode for p in processes] == [0] * 5
+    assert sorted(f["id"] for f in failures_of(tmp_path / "s")) == sorted(
+        f"p{k}-{n}" for k in range(5) for n in range(30)
+    )
+    # One that is in the store by now is no failure any more, and the rest is gathered in one file.
+    log = Failures(tmp_path / "s", "fake")
+    log.add(utterance, "was not there")
+    log.flush()
+    assert len(failures_of(tmp_path / "s")) == 151
+    settle(tmp_path / "s", "fake")
+    assert len(failures_of(tmp_path / "s")) == 150
+    assert len(list((tmp_path / "s" / "failures").iterdir())) == 1
+
+
+@pytest.mark.parametrize("batch_takes_s", [0.4, 7.0, 16.3, 29.0, 47.0])
+def test_a_kill_costs_less_than_a_minute(batch_takes_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sf.write(tmp_path / "a.wav", tone(1.0), 8000)
+    utterances = [
+        Utterance(f"u{i}", str(tmp_path / "a.wav"), 0.0, 1.0, "r") for i in range(10 + int(40 / batch_takes_s))
+    ]
+    now_s = 0.0
+
+    class TimedExtractor(FakeExtractor):
+        def extract(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+            nonlocal now_s
+            now_s += batch_takes_s
+            return super().extract(waves)
+
+    clock = SimpleNamespace(monotonic=lambda: now_s)
+    monkeypatch.setattr("featstore.extract.time", clock)
+    monkeypatch.setattr("featstore.commit.time", clock)
+    costs, began_s, committed = [], 0.0, 0
+    with Pipeline(TimedExtractor(), tmp_path / "s", 1) as pipeline:
+        pipeline.submit(utterances[:1], {"u0"})
+        for u in utterances[1:]:
+            pipeline.submit([u], {u.id})
+            pipeline.step()
+            costs.append(now_s - began_s)  # a kill now, before this batch is written
+            pipeline._written[-1].result()
+            if (parts := len(list((tmp_path / "s" / "index" / "fake").iterdir()))) > committed:
+                committed, began_s = parts, now_s
+        pipeline.step()
+    assert committed > 0
+    assert max(costs) <= 50
+    assert committed <= len(costs) * batch_takes_s / 20 + 1  # yet parts stay large
 
 
 def test_a_failing_utterance_costs_only_itself(tmp_path: Path) -> None:
