@@ -48,9 +48,18 @@ def extract(
     split: Annotated[str | None, typer.Option(help="For utterances whose manifest names no split.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads \\[all cores].")] = None,
     batch_s: Annotated[
-        float | None, typer.Option(min=0.1, help="Seconds of audio a batch \\[60 on a CPU, 960 on CUDA].")
+        float | None, typer.Option(min=0.1, help="Seconds of audio a batch \\[15 on a CPU, 960 on CUDA].")
     ] = None,
-    shard: Annotated[str | None, typer.Option(help="i/n: take every n-th batch from the i-th (0-based) on.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: the i-th (from 0) of n shares of the work.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="local (this process) or ray (a queue that many actors share).")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster, or auto \\[one on this machine, for the time being].")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Encoders at once under Ray \\[one a GPU, or one without].")
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume/--no-resume", help="Add what is missing, or refuse a store that holds some already."),
@@ -69,22 +78,32 @@ def extract(
         featstore extract hf:ORG/VOXCELEB@test --store STORE --feature titanet --device cuda
 
         featstore extract test.jsonl --store STORE --feature mimi --weights tokenizer.safetensors --split test
-    """
-    import os
 
-    from featstore import extractors
+        featstore extract train.jsonl --store STORE --feature mimi --shard 0/4     (of four processes, the first)
+
+        featstore extract train.jsonl --store STORE --feature mimi --engine ray --ray-address auto
+    """
+    import contextlib
+    import os
+    from functools import partial
+
+    from featstore import extractors, ray_engine
     from featstore.extract import BATCH_S, Result
     from featstore.extract import extract as run
     from featstore.manifest import ignored_keys, read_manifest
 
+    _check_engine(engine, shard, ray_address, actors, device)
     utterances = read_manifest(manifest, split=split)
     if ignored := ignored_keys(manifest):
         _note(f"{manifest}: keys that nothing here reads: {', '.join(ignored)}")
     piece = _shard(shard)
-    extractor = extractors.create(feature, weights=weights, device=device, precision=precision, **_settings(setting))
-    if extractor.spec.warning:
+    if engine == "ray" and weights not in (None, "demo") and Path(weights).exists():
+        weights = str(Path(weights).resolve())  # an actor's working folder is another
+    settings = {"weights": weights, "device": device, "precision": precision, **_settings(setting)}
+    make = partial(extractors.create, feature, **settings)
+    extractor = make() if engine == "local" else None
+    if extractor and extractor.spec.warning:
         _note(f"warning: {extractor.spec.warning}")
-    kind = str(getattr(extractor, "device", "cpu")).partition(":")[0]
 
     def show(result: Result) -> None:
         speed = result.audio_s / result.wall_s if result.wall_s else 0.0
@@ -94,28 +113,50 @@ def extract(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with bar(f"{feature} of {len(utterances)} utterances") as shown:
-            result = run(
-                utterances,
-                extractor,
-                store,
-                workers=workers or os.cpu_count() or 1,
-                batch_s=batch_s or BATCH_S.get(kind, BATCH_S["cpu"]),
-                resume=resume,
-                shard=piece,
-                progress=show,
-            )
+            if extractor is None:
+                # What Ray prints by itself would stand in the way of --json.
+                with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                    result, spec = ray_engine.extract(
+                        utterances,
+                        make,
+                        store,
+                        address=ray_address,
+                        actors=actors,
+                        gpu=None if device in (None, "auto") else device == "cuda",
+                        workers=workers,
+                        batch_s=batch_s,
+                        resume=resume,
+                        progress=show,
+                        note=_note,
+                    )
+            else:
+                spec = extractor.spec
+                kind = str(getattr(extractor, "device", "cpu")).partition(":")[0]
+                result = run(
+                    utterances,
+                    extractor,
+                    store,
+                    workers=workers or os.cpu_count() or 1,
+                    batch_s=batch_s or BATCH_S.get(kind, BATCH_S["cpu"]),
+                    resume=resume,
+                    shard=piece,
+                    progress=show,
+                )
     except KeyboardInterrupt:
         print("interrupted: what was finished is in the store; the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None
+    if extractor is None and spec.warning:
+        _note(f"warning: {spec.warning}")
     if as_json:
-        print(json.dumps(result.to_json() | {"store": str(store), "warning": extractor.spec.warning}))
+        print(json.dumps(result.to_json() | {"store": str(store), "warning": spec.warning}))
     else:
-        busy = ", ".join(f"{stage} {s:.1f} s" for stage, s in sorted(result.busy_s.items()))
+        busy = ", ".join(f"{stage} {share:.0%}" for stage, share in sorted(result.busy.items()))
         speed = f", {result.audio_s / result.wall_s:.1f} × real time" if result.audio_s else ""
         print(
             f"{feature}: {result.done} utterances added, {result.skipped} there already, "
             f"{len(result.failures)} failed; {result.audio_s:.0f} s of audio in {result.wall_s:.1f} s{speed}"
-            + (f" ({busy})" if busy else "")
+            + (f" by {result.writers} actors" if result.writers > 1 else "")
+            + (f"; time spent: {busy}" if busy else "")
         )
     for failure in result.failures[:10]:
         print(f"failed: {failure['id']}: {failure['error']}", file=sys.stderr)
@@ -329,6 +370,19 @@ def import_(
 
 def _note(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+def _check_engine(
+    engine: str, shard: str | None, ray_address: str | None, actors: int | None, device: str | None
+) -> None:
+    if engine not in ("local", "ray"):
+        raise ValueError(f"--engine: expected local or ray, found {engine!r}")
+    if engine == "local" and (ray_address or actors):
+        raise ValueError(f"{'--ray-address' if ray_address else '--actors'} goes with --engine ray only")
+    if engine == "ray" and shard:
+        raise ValueError("--engine ray hands out the batches by itself; leave out --shard")
+    if engine == "ray" and (device or "").startswith("cuda:"):
+        raise ValueError(f"--engine ray gives each actor a GPU of its own: --device cuda, not {device}")
 
 
 def _shard(text: str | None) -> tuple[int, int]:

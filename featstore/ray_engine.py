@@ -1,0 +1,334 @@
+"""One manifest, many actors, by Ray: each holds one encoder and one writer and takes the next batch when it is free.
+
+Nothing is shared but the store's folder. The driver knows what is finished from the store's index alone, so an actor
+that is lost with its machine costs what it had not committed: those batches go to others.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from featstore import failures
+from featstore.extract import BATCH_S, Pipeline, Result, unfinished
+from featstore.extractors import Extractor, ExtractorError
+from featstore.store import Store
+from featstore.types import FeatureSpec, Utterance
+
+Batch = list[Utterance]
+#: Calls an actor holds: one it works on, one that waits, so that it never waits for the driver.
+CALLS = 2
+#: A batch that was alone in this many lost actors is to blame.
+DEATHS = 2
+#: So many actors lost in a row, with no batch encoded in between, are no accident.
+LOST_IN_A_ROW = 10
+#: Seconds that actors get for their last commit when the extraction is stopped.
+STOP_S = 60.0
+
+
+def extract(
+    utterances: Sequence[Utterance],
+    make: Callable[[], Extractor],
+    store: Path,
+    *,
+    address: str | None = None,
+    actors: int | None = None,
+    gpu: bool | None = None,
+    workers: int | None = None,
+    batch_s: float | None = None,
+    resume: bool = True,
+    progress: Callable[[Result], None] = lambda result: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> tuple[Result, FeatureSpec]:
+    """`featstore.extract.extract` by the actors of a Ray cluster; the same batches, so the same frames.
+
+    A batch that kills its actors is run alone, then split; an utterance that goes on killing them is listed in
+    ``STORE/failures.jsonl``. When this is interrupted, the actors commit what they have encoded.
+
+    Parameters
+    ----------
+    make : makes the encoder; called in each actor.
+    store : must be the same folder on all machines.
+    address : of a Ray cluster, or "auto"; without it, one is started on this machine for the time being.
+    actors : how many; one a GPU without it, or one if there is none.
+    gpu : whether each actor gets a GPU of its own; whether there is one, without it.
+    workers : decoding threads an actor; its share of the CPUs without it.
+    note : told when an actor is lost.
+
+    Raises
+    ------
+    ExtractorError : Ray is not installed, the cluster is too small, or actors die without getting anywhere.
+    StoreError, ValueError, OSError : as `featstore.extract.extract`.
+    """
+    with _connected(address) as ray:
+        count, needs, threads = _share(ray, actors, gpu)
+        crew = _Crew(ray, make, store.resolve(), needs, workers or threads, note)
+        try:
+            crew.start(count)
+            spec, kind = crew.opened()
+            result = Result(spec.name, writers=count, decoders=workers or threads)
+            there = crew.there()
+            missing = {u.id for u in utterances if u.id not in there}
+            batch_s = batch_s or BATCH_S.get(kind, BATCH_S["cpu"])
+            todo = unfinished(utterances, missing, result, store, batch_s=batch_s, resume=resume)
+            crew.run(todo, result, progress)
+        except BaseException:
+            crew.stop()
+            raise
+        there = crew.there()
+        for u in (u for batch in todo for u in batch if u.id in missing and u.id not in there):
+            crew.give_up(u, "encoded, but not in the store's index; run the same command again")
+        crew.log.flush()
+    failures.settle(store, spec.name)
+    result.failures = [entry for id, entry in crew.failed.items() if id not in there]
+    result.done = len(missing) - len(result.failures)
+    progress(result)
+    return result, spec
+
+
+class _Actor:
+    """The pipeline of a plain extraction, fed by the driver."""
+
+    def open(self, make: Callable[[], Extractor], store: Path, workers: int) -> tuple[FeatureSpec, str]:
+        extractor = make()
+        self._pipeline, self._told, self._stopped = Pipeline(extractor, store, workers), 0, False
+        return extractor.spec, str(getattr(extractor, "device", "cpu")).partition(":")[0]
+
+    def work(self, batch: Batch, wanted: set[str]) -> tuple[int, Result]:
+        """Start decoding a batch and encode the one before."""
+        if not self._stopped:
+            self._pipeline.submit(batch, wanted)
+        return self._encode(leave=1)
+
+    def finish(self) -> tuple[int, Result]:
+        """Encode what waits, commit everything."""
+        self._encode(leave=0)
+        self._pipeline.drain()
+        return self._encode(leave=0)
+
+    def stop(self) -> None:
+        """Runs beside the others: encode nothing more."""
+        self._stopped = True
+
+    def _encode(self, leave: int) -> tuple[int, Result]:
+        """Batches encoded, and the result with the failures that were not told yet."""
+        try:
+            while self._pipeline.waiting > leave and not self._stopped:
+                self._pipeline.step()
+        except BaseException as error:  # this process may be lost, what it has encoded is not
+            self._pipeline.__exit__(type(error), error, None)
+            raise
+        known = self._pipeline.result.failures
+        new, self._told = known[self._told :], len(known)
+        return self._pipeline.encoded, replace(self._pipeline.result, failures=new)
+
+
+@dataclass(eq=False)
+class _Member:
+    """What the driver knows of an actor."""
+
+    actor: Any
+    opening: Any
+    open: bool = False
+    calls: list[Any] = field(default_factory=list)
+    handed: list[Batch] = field(default_factory=list)
+    encoded: int = 0
+    #: Something was handed over since it was last told to finish.
+    unfinished: bool = False
+    #: In how many lost actors the batch was that it has alone; 0: it has ordinary ones.
+    suspected: int = 0
+    result: Result = field(default_factory=lambda: Result(""))
+
+
+class _Crew:
+    """The actors, the batches they have still to do, and what to do when one is lost."""
+
+    def __init__(
+        self,
+        ray: Any,
+        make: Callable[[], Extractor],
+        store: Path,
+        needs: dict[str, int],
+        workers: int,
+        note: Callable[[str], None],
+    ) -> None:
+        self._ray, self._note, self._store = ray, note, store
+        self._opening = (make, store, workers)
+        self._class = ray.remote(concurrency_groups={"stop": 1}, **needs)(_Actor)
+        self._members: list[_Member] = []
+        self._gone: list[Result] = []
+        self._queue: deque[Batch] = deque()
+        self._suspects: deque[tuple[Batch, int]] = deque()
+        self._there: Container[str] = ()
+        self._lost_in_a_row = 0
+        self.failed: dict[str, failures.Entry] = {}
+
+    def start(self, count: int) -> None:
+        for _ in range(count):
+            actor = self._class.remote()
+            self._members.append(_Member(actor, actor.open.remote(*self._opening)))
+
+    def opened(self) -> tuple[FeatureSpec, str]:
+        """Wait for the first encoder: its spec, and the kind of its device."""
+        while not any(m.open for m in self._members):
+            self._wait()
+        self._spec, kind = self._ray.get(next(m.opening for m in self._members if m.open))
+        self.log = failures.Failures(self._store, self._spec.name)
+        return self._spec, kind
+
+    def there(self) -> Container[str]:
+        """Ids that are committed by now."""
+        self._there = Store(self._store).index(self._spec.name).rows
+        return self._there
+
+    def run(self, todo: list[Batch], result: Result, progress: Callable[[Result], None]) -> None:
+        """Have every batch done, long ones first, so that nobody is left with one at the end."""
+        began = time.monotonic()
+        self._queue = deque(sorted(todo, key=lambda batch: -sum(u.duration_s for u in batch)))
+        while self._hand_out():
+            self._wait()
+            results = self._gone + [m.result for m in self._members]
+            result.audio_s = sum(r.audio_s for r in results)
+            for stage in {stage for r in results for stage in r.busy_s}:
+                result.busy_s[stage] = sum(r.busy_s.get(stage, 0.0) for r in results)
+            result.wall_s = time.monotonic() - began
+            progress(result)
+
+    def stop(self) -> None:
+        """Have the actors commit what they have encoded, and wait for it."""
+        with suppress(self._ray.exceptions.RayError):
+            for m in self._members:
+                m.actor.stop.options(concurrency_group="stop").remote()
+            if last := [m.actor.finish.remote() for m in self._members if m.open]:
+                self._ray.wait(last, num_returns=len(last), timeout=STOP_S)
+
+    def give_up(self, utterance: Utterance, why: str) -> None:
+        if entry := self.log.add(utterance, why):
+            self.failed[utterance.id] = entry
+
+    def _hand_out(self) -> bool:
+        """Give actors that are free something to do; whether there is anything to wait for."""
+        for m in (m for m in self._members if m.open and not m.suspected):
+            while self._queue and len(m.calls) < CALLS:
+                self._give(m, self._queue.popleft())
+            if not self._queue and not m.calls and not m.unfinished and self._suspects:
+                batch, m.suspected = self._suspects.popleft()
+                self._give(m, batch)
+            if not self._queue and m.unfinished:
+                m.calls.append(m.actor.finish.remote())
+                m.unfinished = False
+        return bool(self._queue or self._suspects or any(m.calls for m in self._members))
+
+    def _give(self, m: _Member, batch: Batch) -> None:
+        if wanted := self._wanted(batch):
+            m.calls.append(m.actor.work.remote(batch, wanted))
+            m.handed.append(batch)
+            m.unfinished = True
+
+    def _wanted(self, batch: Batch) -> set[str]:
+        return {u.id for u in batch if u.id not in self._there and u.id not in self.failed}
+
+    def _wait(self) -> None:
+        """Wait for one answer of one actor, a second at most."""
+        errors = self._ray.exceptions
+        asked = {ref: m for m in self._members for ref in (m.calls if m.open else [m.opening])}
+        for ref in self._ray.wait(list(asked), timeout=1.0)[0]:
+            m = asked[ref]
+            try:
+                answer = self._ray.get(ref)
+            except errors.RayTaskError as error:
+                # A GPU that fails or is out of memory is the actor's trouble; a full disk is everybody's.
+                if not m.open or not isinstance(error.cause, RuntimeError | MemoryError):
+                    raise error.cause from None
+                self._lose(m, error.cause)
+            except errors.RayError as error:
+                self._lose(m, error)
+            else:
+                if not m.open:
+                    m.open = True
+                    continue
+                m.calls.remove(ref)
+                self._lost_in_a_row = 0 if answer[0] > m.encoded else self._lost_in_a_row
+                m.encoded, m.result = answer
+                m.suspected = m.suspected if m.calls else 0
+                for entry in m.result.failures:
+                    if self.log.keep(entry):
+                        self.failed[entry["id"]] = entry
+
+    def _lose(self, m: _Member, error: Exception) -> None:
+        """Start another actor, and put back what the lost one had not committed."""
+        reason = " ".join(str(error).split())[:200]
+        self._ray.kill(m.actor)
+        self._members.remove(m)
+        self._gone.append(m.result)
+        self._lost_in_a_row += 1
+        if self._lost_in_a_row >= LOST_IN_A_ROW:
+            raise ExtractorError(f"{LOST_IN_A_ROW} actors were lost in a row without encoding a batch; last: {reason}")
+        self.start(1)
+        if not m.handed:
+            return
+        self.there()
+        self._queue.extendleft(batch for batch in m.handed[: m.encoded] if self._wanted(batch))
+        # One of those that were being decoded or encoded may have done it: each is done alone, at the end.
+        for batch in (batch for batch in m.handed[m.encoded :] if self._wanted(batch)):
+            if m.suspected < DEATHS:
+                self._suspects.append((batch, m.suspected + 1))
+            elif len(batch) > 1:
+                self._suspects.extend(([u], 1) for u in batch if u.id in self._wanted(batch))
+            else:
+                self.give_up(batch[0], f"{DEATHS} actors were lost over this utterance alone; last: {reason}")
+        self._note(f"an actor was lost, its batches go to others: {reason}")
+
+
+@contextmanager
+def _connected(address: str | None) -> Iterator[Any]:
+    """Ray, connected; as it was before on leaving."""
+    # Before the import: no statistics to anybody, and no advice on the user's screen.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise ExtractorError("--engine ray needs ray, which is not installed: pip install 'whowhen[ray]'") from None
+    if ray.is_initialized():
+        yield ray
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    settings = {"include_dashboard": False, "object_store_memory": 100 << 20} if address == "local" else {}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **settings)
+    except ConnectionError as error:
+        raise ExtractorError(f"no Ray cluster at {address}; start one with: ray start --head ({error})") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which commits nothing
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _share(ray: Any, actors: int | None, gpu: bool | None) -> tuple[int, dict[str, int], int]:
+    """How many actors, what each needs, and its share of the CPUs for decoding."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (sum(int(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU"))
+    if gpu or (gpu is None and gpus):
+        count = actors or max(gpus, 1)
+        if count > gpus:
+            raise ExtractorError(
+                f"{count} actors need a GPU each, the cluster has {gpus}; use --actors or --device cpu"
+            )
+        return count, {"num_gpus": 1, "num_cpus": 1}, max(1, cpus // count)
+    count = actors or 1
+    for each in range(cpus, 0, -1):  # an actor lies on one machine
+        if sum(int(node.get("CPU", 0)) // each for node in nodes) >= count:
+            return count, {"num_cpus": each}, each
+    raise ExtractorError(f"{count} actors need a CPU each, the cluster has {cpus}; use --actors")
