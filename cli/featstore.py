@@ -332,6 +332,33 @@ def verify(
         raise SystemExit(2)
 
 
+@app.command()
+@user_errors()
+def compact(
+    store: StoreArgument,
+    part_mb: Annotated[int | None, typer.Option(min=1, help="Size of a merged part in MB \\[512].")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge many small parts into few large ones, so that a large store opens fast.
+
+    Worth it beyond a thousand parts (see featstore info). Not while something extracts into the store; programs that
+    have it open must open it again. Kill it whenever you like: the same command finishes.
+
+    [bold]Example[/bold]
+
+        featstore compact STORE
+    """
+    from featstore.compact import MERGED_BYTES
+    from featstore.compact import compact as run
+
+    with bar("compacting parts") as shown:
+        done = run(store, part_bytes=(part_mb or 0) << 20 or MERGED_BYTES, progress=shown.update)
+    if as_json:
+        print(json.dumps({"store": str(store), **vars(done)}))
+    else:
+        print(f"{store}: {done.parts_before} parts, now {done.parts_after}")
+
+
 @app.command("export")
 @user_errors()
 def export_(

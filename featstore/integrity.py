@@ -83,7 +83,7 @@ def verify(
         seen: dict[str, str] = {}
         for part in parts[name]:
             known.add(part)
-            finding = _check_part(store, name, part, spec, seen, report)
+            finding = check_part(store, name, part, spec, seen, report)
             if finding:
                 report.findings.append(finding)
             done += 1
@@ -114,9 +114,10 @@ def _check_feature(store: Path, feature: str, report: Report) -> FeatureSpec | N
         return None
 
 
-def _check_part(
+def check_part(
     store: Path, feature: str, part: str, spec: FeatureSpec | None, seen: dict[str, str], report: Report
 ) -> Finding | None:
+    """Read every byte of one part; `seen` gathers which part holds an id, `report` what was read."""
     folder = layout.feature_dir(store, feature) / part
     index_path = layout.index_dir(store, feature) / f"{part}.parquet"
     if not index_path.exists():

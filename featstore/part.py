@@ -21,7 +21,7 @@ class Part:
         self, folder: Path, spec: FeatureSpec, num_frames: int, num_utterances: int, *, verify: bool = False
     ) -> None:
         self._folder, self._spec, self._verify = folder, spec, verify
-        self._num_frames, self._num_utterances = num_frames, num_utterances
+        self.num_frames, self.num_utterances = num_frames, num_utterances
         self._chunk_rows = 0
         self._chunks: list[NDArray | None] = []
         self._pooled: dict[str, NDArray] = {}
@@ -34,8 +34,8 @@ class Part:
         StoreError : a chunk is missing, of the wrong size or (with `verify`) damaged.
         """
         if not self._chunk_rows:
-            self._chunk_rows = self._read_chunk_rows("frames", self._num_frames)
-            self._chunks = [None] * -(-self._num_frames // self._chunk_rows)
+            self._chunk_rows = self._read_chunk_rows("frames", self.num_frames)
+            self._chunks = [None] * -(-self.num_frames // self._chunk_rows)
         size = self._chunk_rows
         i = start // size
         if stop <= (i + 1) * size:
@@ -60,7 +60,7 @@ class Part:
         """The part's "mean" or "std", (utterances, dim) float32, read-only."""
         array = self._pooled.get(statistic)
         if array is None:
-            rows = self._read_chunk_rows(statistic, self._num_utterances)
+            rows = self._read_chunk_rows(statistic, self.num_utterances)
             array = self._pooled[statistic] = self._map(statistic, 0, rows, "float32")
         return array
 

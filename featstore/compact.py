@@ -1,0 +1,139 @@
+"""compact: few large parts in place of many small ones, so that a large store opens fast."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike, urandom
+from pathlib import Path
+
+import numpy as np
+
+from featstore import layout
+from featstore.commit import commit_part
+from featstore.index import Index
+from featstore.integrity import Report, check_part
+from featstore.layout import StoreError
+from featstore.store import Store, open_store
+
+#: Parts are merged until one holds this much. 16 TB of frames are then 32,000 parts.
+MERGED_BYTES = 512 << 20
+
+
+@dataclass
+class Compaction:
+    """Parts before and after, over all features."""
+
+    parts_before: int = 0
+    parts_after: int = 0
+
+
+def compact(
+    path: str | PathLike[str],
+    *,
+    part_bytes: int = MERGED_BYTES,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Compaction:
+    """Merge neighbouring parts until each holds `part_bytes`; utterances keep their order and their bytes.
+
+    A merged part is committed before the parts it replaces are removed, so a kill at any moment loses nothing, and the
+    same call finishes what it left. Every part is verified before it is merged. Run it while nothing writes; readers
+    that have the store open must open it again. Free disk space for one merged part is needed.
+
+    Parameters
+    ----------
+    progress : called with (parts done, parts there were).
+
+    Raises
+    ------
+    StoreError : not a store, or damaged; what is damaged is not touched.
+    OSError : no space, no permission.
+    """
+    store = open_store(path)
+    done = Compaction(sum(len(store.index(name).part_names) for name in store.features))
+    seen = 0
+    for name in store.features:
+        if _drop_doubled(store.path, store.index(name)):
+            store = open_store(path)
+        index = store.index(name)
+        for group in _groups(index, part_bytes):
+            if len(group) > 1:
+                _merge(store, index, group)
+            seen += len(group)
+            progress(seen, done.parts_before)
+        done.parts_after += len(open_store(path).index(name).part_names)
+    progress(done.parts_before, done.parts_before)
+    return done
+
+
+def _drop_doubled(store: Path, index: Index) -> int:
+    """Remove parts whose every utterance stands in another too: what a killed compaction or two writers leave."""
+    if len(index.rows) == len(index.rows.ids):
+        return 0
+    ids = [index.part_ids(p).to_pylist() for p in range(len(index.parts))]
+    copies = Counter(id for part in ids for id in part)
+    dropped = 0
+    for p in sorted(range(len(ids)), key=lambda p: len(ids[p])):
+        if all(copies[id] > 1 for id in ids[p]):
+            _check(store, index, p)
+            copies.subtract(ids[p])
+            remove_part(store, index.spec.name, index.part_names[p])
+            dropped += 1
+    return dropped
+
+
+def _check(store: Path, index: Index, part: int) -> None:
+    finding = check_part(store, index.spec.name, index.part_names[part], index.spec, {}, Report())
+    if finding:
+        raise StoreError(f"{finding.problem}; run: featstore verify {store} --repair")
+
+
+def _groups(index: Index, part_bytes: int) -> list[list[int]]:
+    """Runs of neighbouring parts, each run as long as its bytes stay within `part_bytes`."""
+    row_bytes = index.spec.dim * np.dtype(index.spec.dtype).itemsize
+    groups: list[list[int]] = []
+    held = 0
+    for p, part in enumerate(index.parts):
+        size = part.num_frames * row_bytes
+        if not groups or held + size > part_bytes:
+            groups.append([])
+            held = 0
+        groups[-1].append(p)
+        held += size
+    return groups
+
+
+def _merge(store: Store, index: Index, group: list[int]) -> None:
+    """One part out of several, then remove those. An utterance that stands twice is kept once, where readers find it."""
+    for p in group:  # a merged part has seals of its own: nothing damaged may come under them
+        _check(store.path, index, p)
+    name = index.spec.name
+    ids = [
+        id
+        for p in group
+        for row, id in enumerate(index.part_ids(p).to_pylist(), start=int(index.begin[p]))
+        if index.rows.get(id) == row
+    ]
+    if ids:
+        # Sorts where its first part did, so utterances keep their order.
+        merged = f"{index.part_names[group[0]]}-{urandom(4).hex()}"
+        frames = [store.frames(name, id) for id in ids]
+        commit_part(store.path, index.spec, merged, [store.utterance(id) for id in ids], frames)
+    for p in group:
+        remove_part(store.path, name, index.part_names[p])
+
+
+def remove_part(store: Path, feature: str, part: str) -> None:
+    """Delete a part, its index first: from then on it is no longer part of the store, whatever happens next."""
+    for path in (
+        layout.index_dir(store, feature) / f"{part}.parquet",
+        layout.utterances_dir(store) / f"{part}.parquet",
+        layout.feature_dir(store, feature) / part,
+    ):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        layout.sync(path.parent)
