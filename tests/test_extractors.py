@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from featstore import extractors
-from featstore.extractors import ExtractorError, create, mimi, titanet, titanet_windows, weights
+from featstore.extractors import ExtractorError, create, mimi, titanet, titanet_dense, titanet_windows, weights
 from featstore.extractors.device import agreement, choose_device, choose_precision, probe_wave
 from tests.extractor_contract import check_extractor, speech_like
 
@@ -483,3 +483,45 @@ def test_titanet_refuses_other_networks(tmp_path: Path) -> None:
 def test_titanet_keeps_the_screen_clean(capfd: pytest.CaptureFixture[str]) -> None:
     create("titanet", weights="random:0", device="cpu").extract([speech_like(16000, 0.5)])
     assert capfd.readouterr() == ("", "")
+
+
+# ---- titanet, dense
+
+
+def test_titanet_dense_is_near_exact(nano_titanet: titanet.TitaNetExtractor) -> None:
+    dense = create("titanet", weights="random:0", device="cpu", mode="dense")
+    for seconds in (0.05, 0.7, 1.5, 5.03):
+        wave = speech_like(16000, seconds)
+        (expected,), (found,) = nano_titanet.extract([wave]), dense.extract([wave])
+        assert found.shape == expected.shape
+        cosine = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+        assert cosine.mean() > 0.9 and cosine.min() > 0.7, (seconds, cosine)
+    assert dense.spec.settings["mode"] == "dense" and dense.spec.fingerprint != nano_titanet.spec.fingerprint
+    assert "mode" not in nano_titanet.spec.settings
+    with pytest.raises(ExtractorError, match="mode must be exact or dense, found 'fast'"):
+        create("titanet", weights="random:0", mode="fast")
+
+
+def test_titanet_dense_holds_the_contract() -> None:
+    check_extractor(create("titanet", weights="random:0", device="cpu", mode="dense"))
+
+
+def test_titanet_dense_does_not_show_its_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = create("titanet", weights="random:0", device="cpu", mode="dense", hop_frames=2)
+    wave = speech_like(16000, 24.0)
+    (whole,) = dense.extract([wave])
+    monkeypatch.setattr(titanet_dense, "STRETCH", 500)
+    (pieces,) = dense.extract([wave])
+    np.testing.assert_allclose(pieces, whole, atol=2e-4)
+
+
+def test_running_sums_are_moments_of_windows() -> None:
+    x, weight = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) + 100, torch.rand(50, 3)
+    low, high = torch.tensor([0, 10, 49]), torch.tensor([7, 50, 50])
+    mean, deviation = titanet_dense._moments(x, weight, low, high, eps=1e-10)
+    for row, (a, b) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        share = (weight[a:b] / weight[a:b].sum(0)).double()
+        expected = (x[a:b] * share).sum(0)
+        np.testing.assert_allclose(mean[row], expected, rtol=1e-6)
+        spread = ((x[a:b] - expected).square() * share).sum(0).clamp(min=1e-10).sqrt()
+        np.testing.assert_allclose(deviation[row], spread, atol=1e-4)

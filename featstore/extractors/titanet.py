@@ -18,6 +18,7 @@ from featstore.extractors import ExtractorError, checked_frames, checked_wave, s
 from featstore.extractors import titanet_windows as windows
 from featstore.extractors import weights as weights_of
 from featstore.extractors.device import PRECISIONS, choose_device, choose_precision, probe_wave
+from featstore.extractors.titanet_dense import embed_dense
 from featstore.types import MIMI_GRID, FeatureSpec
 
 if TYPE_CHECKING:
@@ -189,6 +190,8 @@ class TitaNetExtractor:
     weights : see `featstore.extractors.sources.resolve`; a ``.nemo`` file or safetensors.
     device, precision : see `featstore.extractors.device`.
     hop_frames : embed every n-th frame only; each other frame takes the nearest one's embedding (the earlier of two).
+    mode : "exact", NeMo's own number for each window, or "dense": the network once over long stretches, many times
+        faster and only nearly the same (see `titanet_dense`; benchmarks/RESULTS.md has cosines).
 
     Raises
     ------
@@ -196,8 +199,16 @@ class TitaNetExtractor:
     """
 
     def __init__(
-        self, weights: str = DEFAULT_WEIGHTS, device: str = "auto", precision: str = "auto", hop_frames: int = 1
+        self,
+        weights: str = DEFAULT_WEIGHTS,
+        device: str = "auto",
+        precision: str = "auto",
+        hop_frames: int = 1,
+        mode: str = "exact",
     ) -> None:
+        if mode not in ("exact", "dense"):
+            raise ExtractorError(f"titanet: mode must be exact or dense, found {mode!r}")
+        self._mode = mode
         if not isinstance(hop_frames, int) or not 1 <= hop_frames <= 1000:
             raise ExtractorError(f"titanet: hop_frames must be a whole number from 1 to 1000, found {hop_frames!r}")
         self._hop = hop_frames
@@ -225,7 +236,9 @@ class TitaNetExtractor:
             grid=MIMI_GRID,
             model="TitaNet (NeMo)",
             weights_sha256=sha256,
-            settings={"weights": source.label, "precision": chosen, "window_s": 1.5, "hop_frames": hop_frames},
+            # Only what differs from the default is added: stores made before there was a choice keep their fingerprint.
+            settings={"weights": source.label, "precision": chosen, "window_s": 1.5, "hop_frames": hop_frames}
+            | ({"mode": mode} if mode != "exact" else {}),
         )
 
     def extract(self, waves: Sequence[NDArray]) -> list[NDArray]:
@@ -237,13 +250,12 @@ class TitaNetExtractor:
         num_frames = math.ceil(len(wave) / windows.FRAME_SAMPLES)
         computed = range(0, num_frames, self._hop)
         with torch.inference_mode():
-            found = windows.embed_windows(
-                torch.tensor(wave, device=self._device),
-                computed,
-                self._log_mel,
-                self._net(precision),
-                BATCH_WINDOWS[self._device.type],
-            )
+            signal, net = torch.tensor(wave, device=self._device), self._net(precision)
+            if self._mode == "dense":
+                found = embed_dense(signal, computed, self._log_mel, net)
+            else:
+                batch = BATCH_WINDOWS[self._device.type]
+                found = windows.embed_windows(signal, computed, self._log_mel, net, batch)
         found = found.cpu().numpy()
         nearest = np.ceil(np.arange(num_frames) / self._hop - 0.5).astype(np.int64)
         return found[np.minimum(nearest, len(found) - 1)]

@@ -8,6 +8,7 @@ all windows are full) with the same weights and the same result to float32 round
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -109,7 +110,7 @@ class WindowNet(torch.nn.Module):
         deviation = deviation * (count / (count - 1)) ** 0.5 + 1e-5
         x = ((mel - mean[:, None]) / deviation[:, None]).to(dtype)
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, mask, lambda out: out.mean(1, keepdim=True) if mask is None else _masked_mean(out, mask))
         return self.embed(self.pool(x, mask)).float()
 
 
@@ -142,8 +143,8 @@ class _Block(torch.nn.Module):
         self.squeeze, self.excite = (_linear(excite.fc[at].weight) for at in (0, 2))
         self.residual = None if block.res is None else _folded(block.res[0][0].conv, block.res[0][1])
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """``(windows, frames, channels)`` → the same with this block's channels."""
+    def forward(self, x: Tensor, mask: Tensor | None, average: Callable[[Tensor], Tensor]) -> Tensor:
+        """``(windows, frames, channels)`` → the same with this block's channels; `average` is over a window's frames."""
         out = x
         for index, (depthwise, pointwise) in enumerate(zip(self.depthwise, self.pointwise, strict=True)):
             out = functional.relu_(out) if index else out
@@ -153,8 +154,7 @@ class _Block(torch.nn.Module):
                 image = functional.conv2d(image, depthwise, padding=(0, kernel // 2), groups=image.shape[1])
                 out = image[:, :, 0].transpose(1, 2)
             out = pointwise(out)
-        mean = out.mean(1, keepdim=True) if mask is None else _masked_mean(out, mask)
-        out = out.mul_(torch.sigmoid(self.excite(functional.relu_(self.squeeze(mean)))))
+        out = out.mul_(torch.sigmoid(self.excite(functional.relu_(self.squeeze(average(out))))))
         if self.residual is not None:
             out += self.residual(x)
         return functional.relu_(out)
