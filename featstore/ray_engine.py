@@ -28,8 +28,8 @@ Batch = list[Utterance]
 CALLS = 2
 #: A batch that was alone in this many lost actors is to blame.
 DEATHS = 2
-#: So many actors lost in a row, with no batch encoded in between, are no accident.
-LOST_IN_A_ROW = 10
+#: Each actor lost so often, with no batch encoded in between, is no accident, not even of a machine with all of them.
+LOST_IN_A_ROW = 5
 #: Seconds that actors get for their last commit when the extraction is stopped.
 STOP_S = 60.0
 
@@ -220,18 +220,19 @@ class _Crew:
             while self._queue and len(m.calls) < CALLS:
                 self._give(m, self._queue.popleft())
             if not self._queue and not m.calls and not m.unfinished and self._suspects:
-                batch, m.suspected = self._suspects.popleft()
-                self._give(m, batch)
+                batch, times = self._suspects.popleft()
+                m.suspected = times if self._give(m, batch) else 0
             if not self._queue and m.unfinished:
                 m.calls.append(m.actor.finish.remote())
                 m.unfinished = False
         return bool(self._queue or self._suspects or any(m.calls for m in self._members))
 
-    def _give(self, m: _Member, batch: Batch) -> None:
+    def _give(self, m: _Member, batch: Batch) -> bool:
         if wanted := self._wanted(batch):
             m.calls.append(m.actor.work.remote(batch, wanted))
             m.handed.append(batch)
             m.unfinished = True
+        return bool(wanted)
 
     def _wanted(self, batch: Batch) -> set[str]:
         return {u.id for u in batch if u.id not in self._there and u.id not in self.failed}
@@ -240,7 +241,7 @@ class _Crew:
         """Wait for one answer of one actor, a second at most."""
         errors = self._ray.exceptions
         asked = {ref: m for m in self._members for ref in (m.calls if m.open else [m.opening])}
-        for ref in self._ray.wait(list(asked), timeout=1.0)[0]:
+        for ref in self._ray.wait(list(asked), timeout=1.0)[0] if asked else []:
             m = asked[ref]
             try:
                 answer = self._ray.get(ref)
@@ -266,12 +267,14 @@ class _Crew:
     def _lose(self, m: _Member, error: Exception) -> None:
         """Start another actor, and put back what the lost one had not committed."""
         reason = " ".join(str(error).split())[:200]
+        self._lost_in_a_row += 1
+        if self._lost_in_a_row > LOST_IN_A_ROW * len(self._members):
+            raise ExtractorError(
+                f"{self._lost_in_a_row} actors were lost in a row without encoding a batch; last: {reason}"
+            )
         self._ray.kill(m.actor)
         self._members.remove(m)
         self._gone.append(m.result)
-        self._lost_in_a_row += 1
-        if self._lost_in_a_row >= LOST_IN_A_ROW:
-            raise ExtractorError(f"{LOST_IN_A_ROW} actors were lost in a row without encoding a batch; last: {reason}")
         self.start(1)
         if not m.handed:
             return

@@ -17,6 +17,7 @@ import pytest
 import soundfile as sf
 from typer.testing import CliRunner
 
+from cli.featstore import app
 from featstore import Utterance, integrity, ray_engine
 from featstore.extract import Result, extract
 from featstore.extractors import ExtractorError
@@ -135,7 +136,7 @@ def test_an_utterance_that_always_kills_is_listed_and_the_rest_is_there(tmp_path
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_actors_that_only_die_end_the_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_engine, "LOST_IN_A_ROW", 3)
+    monkeypatch.setattr(ray_engine, "LOST_IN_A_ROW", 1)
     with pytest.raises(ExtractorError, match="actors were lost in a row.*illegal memory access"):
         ray_engine.extract(corpus(tmp_path, 24), BrokenExtractor, tmp_path / "s", actors=2, gpu=False, batch_s=5)
 
@@ -171,6 +172,25 @@ def test_what_an_actor_refuses_is_the_error_of_the_extraction(tmp_path: Path) ->
         ray_engine.extract(utterances, FakeExtractor, tmp_path / "s", gpu=True)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_the_command_prints_one_json_object(tmp_path: Path) -> None:
+    manifest = one_tone(tmp_path)
+    arguments = ["extract", str(manifest), "--store", str(tmp_path / "s"), "--feature", "mimi", "--weights", "demo"]
+    done = CliRunner().invoke(app, [*arguments, "--engine", "ray", "--actors", "1", "--device", "cpu", "--json"])
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["feature"], facts["asked"], facts["done"]) == ("mimi", 1, 1)
+    assert "demo weights" in facts["warning"] and facts["warning"] in done.stderr
+
+
+def one_tone(folder: Path) -> Path:
+    sf.write(folder / "a.wav", tone(1.0), 8000)
+    manifest = folder / "m.jsonl"
+    manifest.write_text(json.dumps({"audio_filepath": str(folder / "a.wav"), "duration": 1.0}) + "\n")
+    return manifest
+
+
 def refuse() -> FakeExtractor:
     raise ValueError("expected a name")
 
@@ -192,11 +212,7 @@ def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_options_that_do_not_go_together_are_refused(tmp_path: Path, options: list[str], words: str) -> None:
-    from cli.featstore import app
-
-    sf.write(tmp_path / "a.wav", tone(1.0), 8000)
-    (tmp_path / "m.jsonl").write_text(json.dumps({"audio_filepath": str(tmp_path / "a.wav"), "duration": 1.0}) + "\n")
-    arguments = ["extract", str(tmp_path / "m.jsonl"), "--store", str(tmp_path / "s"), "--feature", "mimi", *options]
+    arguments = ["extract", str(one_tone(tmp_path)), "--store", str(tmp_path / "s"), "--feature", "mimi", *options]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 2
     assert done.stderr.startswith("error: ") and words in done.stderr, done.stderr
