@@ -150,6 +150,11 @@ def create(store: Path, spec: FeatureSpec) -> None:
     check_version(store)
     group = group_json({"spec": spec.to_json(), "fingerprint": spec.fingerprint})
     _write_once(feature_dir(store, spec.name) / "zarr.json", group)
+    # Whoever made them may have been killed before syncing: a commit is worth as much as every folder above it.
+    for folder in (index_dir(store, spec.name), index_dir(store, spec.name).parent, utterances_dir(store)):
+        sync(folder)
+    for folder in (feature_dir(store, spec.name), group_dir(store), store, store.parent):
+        sync(folder)
     found = read_spec(store, spec.name)
     if found.fingerprint != spec.fingerprint:
         raise FingerprintMismatch(
@@ -180,7 +185,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _write_once(path: Path, data: bytes) -> None:
-    """Like `write_atomically`, but the first writer wins (a link, unlike a rename, refuses to replace)."""
+    """Like `write_atomically`, but the first writer wins (a link, unlike a rename, refuses to replace); `create` syncs the folders."""
     if path.exists():
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -191,8 +196,6 @@ def _write_once(path: Path, data: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
-    for folder in list(path.parents)[:4]:
-        sync(folder)
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import io
 import json
@@ -251,6 +252,15 @@ def test_hub_download_and_what_its_errors_say(tmp_path: Path, hub: str) -> None:
         assert kind == "WeightsError" and says in text, text
         assert "pass --weights PATH" in text
     assert "log in" in gated[1] and "HF_TOKEN" in gated[1] and "https://huggingface.co/lab/gated" in gated[1]
+
+
+def test_a_pinned_digest_is_checked_before_anything_is_loaded(tmp_path: Path, hub: str) -> None:
+    digest = hashlib.sha256(_Hub.content).hexdigest()
+    texts = [f"hf:lab/open@v1#sha256={digest}", f"hf:lab/open@v1#sha256={'0' * 64}", "hf:lab/open#sha256=abc"]
+    right, wrong, short = _resolve(texts, tmp_path, HF_ENDPOINT=hub, HF_TOKEN="")
+    assert right == [texts[0], "the weights"]
+    assert wrong[0] == "WeightsError" and digest in wrong[1] and "0" * 64 in wrong[1]
+    assert short[0] == "WeightsError" and "#sha256=" in short[1]
 
 
 def test_hub_without_network(tmp_path: Path) -> None:

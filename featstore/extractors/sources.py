@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from dataclasses import dataclass
@@ -9,7 +10,10 @@ from pathlib import Path
 
 from featstore.extractors import ExtractorError
 
-_HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+))?(?:@(?P<revision>[\w./-]+))?")
+_HUB = re.compile(
+    r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[\w./-]+))?(?:@(?P<revision>[\w./-]+))?"
+    r"(?:#sha256=(?P<sha256>[0-9a-f]{64}))?"
+)
 _RANDOM = re.compile(r"random:(?P<seed>\d{1,18})(?P<full>:full)?")
 
 
@@ -37,7 +41,7 @@ def resolve(weights: str, *, file: str, demo: str, suffixes: tuple[str, ...]) ->
 
     Parameters
     ----------
-    weights : ``hf:OWNER/REPO[/FILE][@REVISION]``, ``demo``, ``random:SEED`` (small network),
+    weights : ``hf:OWNER/REPO[/FILE][@REVISION][#sha256=HEX]``, ``demo``, ``random:SEED`` (small network),
         ``random:SEED:full`` (published size) or a path.
     file : name of the file in a Hub repository that names none.
     demo : file name of the packaged demo weights.
@@ -50,8 +54,10 @@ def resolve(weights: str, *, file: str, demo: str, suffixes: tuple[str, ...]) ->
     if weights.startswith("hf:"):
         found = _HUB.fullmatch(weights)
         if not found:
-            raise WeightsError(f"weights {weights!r}: expected hf:OWNER/REPO[/FILE][@REVISION]")
+            raise WeightsError(f"weights {weights!r}: expected hf:OWNER/REPO[/FILE][@REVISION][#sha256=64 HEX DIGITS]")
         path = _download(found["repo"], found["file"] or file, found["revision"])
+        if found["sha256"]:
+            _check_sha256(path, found["sha256"])
         label = weights
     elif weights.startswith("random:"):
         found = _RANDOM.fullmatch(weights)
@@ -76,6 +82,16 @@ def resolve(weights: str, *, file: str, demo: str, suffixes: tuple[str, ...]) ->
     if path.suffix not in suffixes:
         raise WeightsError(f"weights file {path.name}: expected {' or '.join(suffixes)}, found {path.suffix or 'none'}")
     return Source(label=label, path=path)
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise WeightsError(
+            f"weights file {path.name}: expected SHA-256 {expected}, found {found}; it is another file than the one "
+            "you pinned: check the revision and the digest, do not load it"
+        )
 
 
 def _download(repo: str, file: str, revision: str | None) -> Path:
