@@ -304,15 +304,31 @@ def test_mimi_in_bfloat16(nano_mimi: mimi.MimiExtractor) -> None:
     assert agreement(before, half.extract([probe_wave(24000)])[0]) == pytest.approx(cosine)
 
 
-def test_mimi_long_file_in_bounded_memory(attentive_mimi: tuple[mimi.MimiExtractor, torch.nn.Module]) -> None:
+def test_mimi_long_file_in_bounded_memory(
+    attentive_mimi: tuple[mimi.MimiExtractor, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is held beyond input and output does not grow with the length: at most one piece is in the network."""
     extractor, _ = attentive_mimi
     seen: list[int] = []
-    latent = extractor._latent
-    extractor._latent = lambda rows: seen.append(rows.size) or latent(rows)
+    latent = mimi._latent
+    monkeypatch.setattr(mimi, "_latent", lambda model, rows: seen.append(rows.size) or latent(model, rows))
     extractor.extract([speech_like(24000, 45.0)])
-    del extractor._latent
     assert len(seen) == 5 and max(seen) == mimi.PIECE_FRAMES["cpu"] * mimi.FRAME_SAMPLES
+
+
+@pytest.mark.parametrize(("name", "mode"), [("mimi", {}), ("titanet", {}), ("titanet", {"mode": "dense"})])
+def test_the_number_of_cores_does_not_show(name: str, mode: dict[str, str]) -> None:
+    extractor = create(name, weights="random:0", device="cpu", **mode)
+    waves = [speech_like(extractor.spec.sample_rate_hz, s, seed) for seed, s in enumerate((0.4, 2.1, 11.0, 3.0, 1.0))]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append([frames.tobytes() for frames in extractor.extract(waves)])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]
 
 
 def test_demo_weights_load_or_say_that_they_are_absent() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from featstore.extractors import ExtractorError
+
+A, B = TypeVar("A"), TypeVar("B")
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 #: Half precision is used on its own accord only where every frame keeps this cosine to float32's.
@@ -64,6 +68,27 @@ def choose_precision(wanted: str, device: torch.device, encode: Callable[[str], 
     if device.type != "cuda":
         return "float32"
     return "float16" if agreement(encode("float32"), encode("float16")) >= MIN_COSINE else "float32"
+
+
+def each(function: Callable[[A], B], items: Sequence[A], device: torch.device) -> list[B]:
+    """`function` of every item, in order, without gradients; on a CPU side by side.
+
+    The encoders' operations are too small to be shared among cores: an item a thread, each computing alone, is faster,
+    and makes the result independent of the number of cores. `torch.get_num_threads` says how many.
+    """
+
+    def run(item: A) -> B:
+        with torch.inference_mode():
+            return function(item)
+
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        return [run(item) for item in items]
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(run, items))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def agreement(expected: NDArray, found: NDArray) -> float:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from featstore.extractors import checked_frames, checked_wave, sources
 from featstore.extractors import weights as weights_of
-from featstore.extractors.device import PRECISIONS, choose_device, choose_precision, probe_wave
+from featstore.extractors.device import PRECISIONS, choose_device, choose_precision, each, probe_wave
 from featstore.types import MIMI_GRID, FeatureSpec
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ class MimiExtractor:
         source = sources.resolve(weights, file=WEIGHTS_FILE, demo="mimi-nano.safetensors", suffixes=(".safetensors",))
         model, sha256 = load_mimi(source)
         self._model = model.eval().to(self._device)
+        self._spare: list[MimiModel] = []
         chosen = choose_precision(precision, self._device, self._probe)
         self._model.to(PRECISIONS[chosen])
         self.spec = FeatureSpec(
@@ -191,43 +192,57 @@ class MimiExtractor:
             return self._encode([probe_wave(SAMPLE_RATE_HZ)])[0]
         finally:
             self._model = exact
+            self._spare.clear()
 
     def _encode(self, waves: list[NDArray]) -> list[NDArray]:
         from moshi.utils.compile import no_cuda_graph
 
         with torch.inference_mode(), uncompiled(), no_cuda_graph():
             if self._device.type != "cuda":
-                return [self._stream(wave) for wave in waves]
+                return each(self._alone, waves, self._device)
             frames: list[NDArray | None] = [None] * len(waves)
             for length, batch in _buckets([len(wave) for wave in waves], PIECE_FRAMES["cuda"] * FRAME_SAMPLES):
                 # Always the same shape for a length: a wave's frames do not depend on the waves beside it.
                 rows = np.zeros((BATCH_FRAMES * FRAME_SAMPLES // length, length), dtype=np.float32)
                 for row, index in zip(rows, batch, strict=False):
                     row[: len(waves[index])] = waves[index]
-                found = self._latent(rows)
+                found = _latent(self._model, rows)
                 for row, index in zip(found, batch, strict=False):
                     frames[index] = row[: _num_frames(waves[index])].copy()
-            return [self._stream(wave) if got is None else got for wave, got in zip(waves, frames, strict=True)]
+            return [self._alone(wave) if got is None else got for wave, got in zip(waves, frames, strict=True)]
 
-    def _latent(self, rows: NDArray) -> NDArray:
-        """``(batch, samples)`` → ``(batch, frames, 512)`` float32, samples a multiple of a frame."""
-        param = next(self._model.parameters())
-        x = torch.from_numpy(rows)[:, None].to(param.device, param.dtype)
-        return self._model.encode_to_latent(x, quantize=False).transpose(1, 2).float().cpu().numpy()
+    def _alone(self, wave: NDArray) -> NDArray:
+        """One wave through a model of this thread's own: moshi keeps the streaming state in its modules."""
+        try:
+            model = self._spare.pop()
+        except IndexError:
+            shared = {id(tensor): tensor for tensor in (*self._model.parameters(), *self._model.buffers())}
+            model = copy.deepcopy(self._model, shared)
+        try:
+            return _stream(model, wave, PIECE_FRAMES[self._device.type])
+        finally:
+            self._spare.append(model)
 
-    def _stream(self, wave: NDArray) -> NDArray:
-        """``(samples,)`` → ``(frames, 512)``, in pieces through the streaming state where it is longer than one."""
-        piece_frames = PIECE_FRAMES[self._device.type]
-        num_frames, step = _num_frames(wave), piece_frames * FRAME_SAMPLES
-        if num_frames <= piece_frames:
-            return self._latent(_filled(wave)[None])[0]
-        frames = np.empty((num_frames, DIM), dtype=np.float32)
-        with self._model.streaming(1):
-            _widen_caches(self._model, piece_frames)
-            for at in range(0, num_frames, piece_frames):
-                piece = _filled(wave[at * FRAME_SAMPLES : at * FRAME_SAMPLES + step])
-                frames[at : at + piece_frames] = self._latent(piece[None])[0]
-        return frames
+
+def _latent(model: MimiModel, rows: NDArray) -> NDArray:
+    """``(batch, samples)`` → ``(batch, frames, 512)`` float32, samples a multiple of a frame."""
+    param = next(model.parameters())
+    x = torch.from_numpy(rows)[:, None].to(param.device, param.dtype)
+    return model.encode_to_latent(x, quantize=False).transpose(1, 2).float().cpu().numpy()
+
+
+def _stream(model: MimiModel, wave: NDArray, piece_frames: int) -> NDArray:
+    """``(samples,)`` → ``(frames, 512)``, in pieces through the streaming state where it is longer than one."""
+    num_frames, step = _num_frames(wave), piece_frames * FRAME_SAMPLES
+    if num_frames <= piece_frames:
+        return _latent(model, _filled(wave)[None])[0]
+    frames = np.empty((num_frames, DIM), dtype=np.float32)
+    with model.streaming(1):
+        _widen_caches(model, piece_frames)
+        for at in range(0, num_frames, piece_frames):
+            piece = _filled(wave[at * FRAME_SAMPLES : at * FRAME_SAMPLES + step])
+            frames[at : at + piece_frames] = _latent(model, piece[None])[0]
+    return frames
 
 
 def _num_frames(wave: NDArray) -> int:

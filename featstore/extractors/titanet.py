@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from featstore.extractors import ExtractorError, checked_frames, checked_wave, sources
 from featstore.extractors import titanet_windows as windows
 from featstore.extractors import weights as weights_of
-from featstore.extractors.device import PRECISIONS, choose_device, choose_precision, probe_wave
+from featstore.extractors.device import PRECISIONS, choose_device, choose_precision, each, probe_wave
 from featstore.extractors.titanet_dense import embed_dense
 from featstore.types import MIMI_GRID, FeatureSpec
 
@@ -244,7 +244,11 @@ class TitaNetExtractor:
     def extract(self, waves: Sequence[NDArray]) -> list[NDArray]:
         """See `featstore.extractors.Extractor.extract`: each ``(samples,)`` → ``(ceil(samples / 1280), 192)``."""
         waves = [checked_wave(wave, self.spec) for wave in waves]
-        return [checked_frames(self._embed(wave, self._precision), self.spec) for wave in waves]
+        if self._mode == "dense":
+            found = each(lambda wave: self._embed(wave, self._precision), waves, self._device)
+        else:  # here a wave's windows are shared among the cores
+            found = [self._embed(wave, self._precision) for wave in waves]
+        return [checked_frames(frames, self.spec) for frames in found]
 
     def _embed(self, wave: NDArray, precision: str) -> NDArray:
         num_frames = math.ceil(len(wave) / windows.FRAME_SAMPLES)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from featstore.extractors.device import each
+
 if TYPE_CHECKING:
     from nemo.collections.asr.models import EncDecSpeakerLabelModel
     from torch import Tensor
@@ -263,9 +265,11 @@ def embed_windows(wave: Tensor, computed: range, log_mel: LogMel, net: WindowNet
     cut = sorted(set(range(len(spans))) - set(full))
 
     out = wave.new_empty(len(spans), net.embed.out_features)
-    for at in range(0, len(cut), batch):
-        some = cut[at : at + batch]
+
+    def embed_cut(some: list[int]) -> None:
         out[some] = _cut_windows([spans[index] for index in some], wave, emphasised, mel, log_mel, net)
+
+    each(embed_cut, [cut[at : at + batch] for at in range(0, len(cut), batch)], wave.device)
     if not full:
         return out
     first, step = spans[full[0]][0], FRAME_SAMPLES * computed.step
@@ -273,12 +277,15 @@ def embed_windows(wave: Tensor, computed: range, log_mel: LogMel, net: WindowNet
     mels = mel[first // _HOP :].unfold(0, _MEL_FRAMES, step // _HOP).transpose(1, 2)
     heads = wave[first:].unfold(0, _HOP + _REACH, step)
     tails = emphasised[first + WINDOW_SAMPLES - _HOP - _REACH :].unfold(0, _HOP + _REACH, step)
-    for at in range(0, len(full), batch):
+
+    def embed_full(at: int) -> None:
         stop = min(at + batch, len(full))
         windows = mels[at:stop].clone()
         windows[:, :2] = _first_frames(heads[at:stop], log_mel)
         windows[:, -1] = _last_frame(tails[at:stop], log_mel)
         out[full[0] + at : full[0] + stop] = net(windows)
+
+    each(embed_full, range(0, len(full), batch), wave.device)
     return out
 
 
