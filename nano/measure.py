@@ -1,6 +1,7 @@
 """EERs of titanet, the probe and raw mimi on one trial list, with intervals by speaker and paired differences.
 
-``python -m nano.measure --store STORE --probe RUN --trials FILE`` prints the table of MODEL_CARD.md.
+``python -m nano.measure --store STORE --probe RUN --trials FILE`` prints the table of MODEL_CARD.md; with
+``--diarization RUN …`` also how well those runs find who spoke when, and speech at all.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import numpy as np
 
 import featstore
 from evaluation.bootstrap import eer_intervals
+from evaluation.diarization import score
+from evaluation.frames import frames_to_turns
+from evaluation.rttm import Turns, read_rttm, read_uem
 from evaluation.trials import read_trials, score_trials
 
 
@@ -20,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--store", type=Path, required=True, help="store with the features mimi and titanet")
     parser.add_argument("--probe", type=Path, required=True, help="run of `trainers fit probe` on that store")
     parser.add_argument("--trials", type=Path, required=True)
+    parser.add_argument("--diarization", type=Path, nargs="*", default=[], help="runs of adapter, fusion or unfreeze")
     parser.add_argument("--resamples", type=int, default=2000)
     args = parser.parse_args(arguments)
     trials, store = read_trials(args.trials), featstore.open(args.store)
@@ -41,6 +46,32 @@ def main(arguments: list[str] | None = None) -> None:
         )
         line = f"{name:8} EER {_percent(interval)}"
         print(line + (f"; minus {worse[name]}: {_percent(difference)}" if difference is not None else ""))
+    for run in args.diarization:
+        print(diarization(run))
+
+
+def diarization(run: Path) -> str:
+    """DER of a run, its missed and false speaker time, and the same for speech at all, whoever and how many speak.
+
+    A model that does not know which of two channels a voice is on gives each a half, and neither may reach the
+    threshold. That somebody speaks it knows all the same: with probability ``1 - Π (1 - activity)``.
+    """
+    reference, uem = read_rttm(run / "ref.rttm"), read_uem(run / "windows.uem")
+    who = score(reference, read_rttm(run / "hyp.rttm"), uem=uem).corpus
+    outputs = featstore.open(run / "outputs")
+    found = {}
+    for id in outputs.ids:
+        anybody = 1 - np.prod(1 - outputs.frames("activity", id).astype(np.float64), axis=1)
+        found["_".join(id.split())] = frames_to_turns(
+            anybody[:, None] >= 0.5, outputs.features["activity"].grid, ["speech"]
+        )
+    windows = {name: found[name.rpartition("@")[0]] for name in reference}
+    speech = score({name: _speech(turns) for name, turns in reference.items()}, windows, uem=uem).corpus
+    return f"{run.name:8} DER {who.der:.1%}, FA + miss {who.detection:.1%}; of speech at all {speech.detection:.1%}"
+
+
+def _speech(turns: Turns) -> Turns:
+    return Turns.from_arrays(turns.start_s, turns.end_s, ["speech"] * len(turns)).merged()
 
 
 def _percent(interval: object) -> str:

@@ -1,4 +1,4 @@
-"""Train mimi-nano: a small Mimi encoder whose latents must tell the spectrum and the periodicity of its input.
+"""Train mimi-nano: a small Mimi encoder whose latents must tell what is said, and more softly in which voice.
 
 ``python -m nano.train_mimi_nano --speech DIR --out RUN [--weights FILE]``; run it again to go on after a stop.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
@@ -25,7 +28,13 @@ FRAMES = 30  # latents a crop: 2.4 s, the transformer's whole context
 BATCH = 8
 MELS = 64
 LAGS = 64
+LEVEL = 0.05  # root mean square of every recording in the targets
 HOP_SAMPLES = 320  # six mel frames a latent
+CEPSTRA = 13
+UNITS = 100
+#: Weights of the losses. What is said weighs more than the voice, so most of the latents' variance is content.
+CONTENT, MEL, PERIOD, TIMBRE = 0.3, 0.5, 0.25, 0.1
+OUTPUTS = (6 * MELS, 2 * LAGS, MELS, 6 * UNITS)  # mel, autocorrelation, the recording's mean mel, units
 ENCODER_PARTS = ("encoder.", "encoder_transformer.", "downsample.")
 
 
@@ -51,10 +60,14 @@ class Targets(nn.Module):
         lags = torch.logspace(math.log10(0.0024), math.log10(0.017), LAGS, dtype=torch.float64) * SAMPLE_RATE_HZ
         self.register_buffer("lags", lags.round().long(), persistent=False)
 
-    def forward(self, wave: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def mel(self, wave: torch.Tensor) -> torch.Tensor:
+        """(batch, samples) → (batch, six frames a latent, MELS), about zero mean and unit spread."""
         # Frames are centred inside their latent's own 1920 samples, so a causal encoder can know nearly all of them.
         power = self._power(wave, 1024, HOP_SAMPLES, self.window)
-        mel = (torch.log(self.filters @ power + 1e-4).transpose(1, 2) + 4) / 3  # about zero mean, unit spread
+        return (torch.log(self.filters @ power + 1e-4).transpose(1, 2) + 4) / 3
+
+    def forward(self, wave: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mel = self.mel(wave)
         correlation = torch.fft.irfft(self._power(wave, 2048, FRAME_SAMPLES // 2, self.long_window), dim=1)
         period = correlation[:, self.lags] / (correlation[:, :1] + 1e-2)
         return mel.reshape(len(wave), -1, 6 * MELS), 3 * period.transpose(1, 2).reshape(len(wave), -1, 2 * LAGS)
@@ -63,6 +76,68 @@ class Targets(nn.Module):
     def _power(wave: torch.Tensor, size: int, hop: int, window: torch.Tensor) -> torch.Tensor:
         wave = functional.pad(wave, ((size - hop) // 2, (size - hop) // 2))
         return torch.stft(wave, size, hop, window=window, center=False, return_complex=True).abs() ** 2
+
+
+class Units(nn.Module):
+    """Acoustic units: clusters of cepstra with mean and spread of the recording taken out, as HuBERT starts from.
+
+    Source: Hsu et al. 2021, arXiv 2106.07447, section II-A. Whose voice it is and over which channel is mostly in what
+    is taken out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        bands = (torch.arange(MELS) + 0.5) * math.pi / MELS
+        self.register_buffer("cosines", torch.cos(torch.arange(CEPSTRA)[:, None] * bands) * math.sqrt(2 / MELS))
+        self.register_buffer("centres", torch.zeros(UNITS, 3 * CEPSTRA))
+
+    def features(self, mel: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+        """Mel frames less their recording's mean, (batch, frames, MELS) → (batch, frames, 3 * CEPSTRA)."""
+        cepstra = mel @ self.cosines.T / spread[:, None]
+        slope = _slope(cepstra)
+        return torch.cat([cepstra, 2 * slope, 4 * _slope(slope)], dim=2)
+
+    def fit(self, features: NDArray[np.float32], seed: int) -> None:
+        from sklearn.cluster import MiniBatchKMeans
+
+        means = MiniBatchKMeans(UNITS, random_state=seed, n_init=1, batch_size=4096, max_iter=20).fit(features)
+        self.centres.copy_(torch.from_numpy(means.cluster_centers_))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(batch, frames, 3 * CEPSTRA) → (batch, frames) the nearest centre's number."""
+        return torch.cdist(features, self.centres.expand(len(features), -1, -1)).argmin(-1)
+
+
+def _slope(x: torch.Tensor) -> torch.Tensor:
+    """Difference over four frames, (batch, frames, dim)."""
+    padded = functional.pad(x.transpose(1, 2), (2, 2), mode="replicate").transpose(1, 2)
+    return (padded[:, 4:] - padded[:, :-4]) / 2
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Voices with what is taken out of their targets: loudness (voices,), mean mel (voices, MELS), cepstra's spread."""
+
+    voices: list[Voice]
+    rms: NDArray[np.float32]
+    mean: torch.Tensor
+    spread: torch.Tensor
+
+    @classmethod
+    def measure(cls, voices: list[Voice], targets: Targets, units: Units, seed: int) -> Recordings:
+        """Statistics of each recording; `units` is fitted on a thousand frames of each."""
+        rms, means, spreads, features = [], [], [], []
+        rng = np.random.default_rng(seed)
+        for voice in voices:
+            wave = voice.samples[: len(voice.samples) // FRAME_SAMPLES * FRAME_SAMPLES].astype(np.float32) / 32768
+            rms.append(max(1e-4, float(np.sqrt(np.mean(wave**2)))))
+            mel = targets.mel(torch.from_numpy(wave / rms[-1] * LEVEL)[None])
+            means.append(mel.mean(1))
+            spreads.append((mel @ units.cosines.T).std(1))
+            frames = units.features(mel - means[-1][:, None], spreads[-1])[0].numpy()
+            features.append(frames[rng.permutation(len(frames))[:200]])
+        units.fit(np.concatenate(features), seed)
+        return cls(voices, np.array(rms, np.float32), torch.cat(means), torch.cat(spreads))
 
 
 class MimiNano(nn.Module):
@@ -74,7 +149,7 @@ class MimiNano(nn.Module):
         self.mimi = nn.ModuleDict({name.rstrip("."): getattr(mimi, name.rstrip(".")) for name in ENCODER_PARTS})
         self._latent = mimi.encode_to_latent
         self.noise = noise
-        self.decoder = nn.Sequential(nn.Linear(512, hidden), nn.GELU(), nn.Linear(hidden, 6 * MELS + 2 * LAGS))
+        self.decoder = nn.Sequential(nn.Linear(512, hidden), nn.GELU(), nn.Linear(hidden, sum(OUTPUTS)))
 
     def start(self, wave: torch.Tensor, seed: int) -> None:
         """Initialise the convolutions so that each one's output has unit spread on `wave` (Mishkin & Matas 2015).
@@ -106,27 +181,47 @@ class MimiNano(nn.Module):
         """(batch, samples) → (batch, frames, 512)."""
         return self._latent(wave[:, None], quantize=False).transpose(1, 2)
 
-    def forward(self, wave: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, wave: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         latent = self.latent(wave)
-        return latent, self.decoder(latent + self.noise * torch.randn_like(latent))
+        return latent, self.decoder(latent + self.noise * torch.randn_like(latent)).split(OUTPUTS, dim=-1)
 
 
-def batch(voices: list[Voice], rng: np.random.Generator) -> torch.Tensor:
-    """(BATCH, samples): crops at random loudness, one in four mixed with another voice, one in four with noise."""
-    waves = []
-    for _ in range(BATCH):
-        wave = _loud(crop(voices[rng.integers(len(voices))].samples, FRAMES * FRAME_SAMPLES, rng), rng)
-        kind = rng.random()
-        if kind < 0.25:
-            wave = wave + _loud(crop(voices[rng.integers(len(voices))].samples, FRAMES * FRAME_SAMPLES, rng), rng)
-        elif kind < 0.5:
-            wave = wave + rng.standard_normal(len(wave), dtype=np.float32) * 10 ** rng.uniform(-4, -2)
-        waves.append(wave)
-    return torch.from_numpy(np.stack(waves)).float()
+def batch(
+    recordings: Recordings, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.int64], torch.Tensor]:
+    """What the encoder hears, what it must tell of, whose recording it is, and where that one speaks alone.
+
+    Heard, (BATCH, samples): crops at any loudness over any channel, half with noise, one in five mixed with another
+    voice. Told of, (BATCH, samples): the same before all that, at one loudness, the other voice included.
+    """
+    length = FRAMES * FRAME_SAMPLES
+    picks = rng.integers(len(recordings.voices), size=BATCH)
+    heard, clean, alone = [], [], []
+    for pick in picks:
+        wave = crop(recordings.voices[pick].samples, length, rng) / recordings.rms[pick] * LEVEL
+        alone.append(bool(rng.random() > 0.2))
+        through = _channel(wave, rng)
+        if not alone[-1]:
+            other = int(rng.integers(len(recordings.voices)))
+            gain = np.float32(10 ** (rng.uniform(-10, 3) / 20) * LEVEL / recordings.rms[other])
+            more = gain * crop(recordings.voices[other].samples, length, rng)
+            wave, through = wave + more, through + _channel(more, rng)
+        if rng.random() < 0.5:
+            through = through + rng.standard_normal(length, dtype=np.float32) * 10 ** rng.uniform(-4, -2.2)
+        clean.append(wave)
+        heard.append(through * np.float32(10 ** (rng.uniform(-12, 9) / 20)))
+    waves = [torch.from_numpy(np.stack(some)).float() for some in (heard, clean)]
+    return waves[0], waves[1], picks, torch.tensor(alone)
 
 
-def _loud(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return wave * np.float32(10 ** (rng.uniform(-9, 6) / 20))
+def _channel(wave: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """A smooth random frequency response: tilt and three slow waves over the logarithm of frequency, some 4 dB each."""
+    spectrum = np.fft.rfft(wave)
+    octaves = np.log2(1 + np.arange(len(spectrum), dtype=np.float32) / len(spectrum) * 120) / 6.9
+    nepers = sum(
+        rng.normal(0, 0.4) * np.cos(np.pi * (waves * octaves + rng.uniform(0, 2))) for waves in (0.5, 1.0, 2.0, 3.0)
+    )
+    return np.fft.irfft(spectrum * np.exp(nepers), n=len(wave)).astype(np.float32)
 
 
 def _mel_filters() -> torch.Tensor:
@@ -147,6 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--stop-at", type=int, help="stop early, to go on later")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=Path, help="weights to start from: a file that an earlier training made")
+    parser.add_argument("--frozen", type=int, default=0, help="of SEANet's layers, counted from the waveform")
     parser.add_argument("--noise", type=float, default=0.3)
     parser.add_argument("--power", type=float, default=0.01, help="weight of the latents' mean square in the loss")
     parser.add_argument("--rate", type=float, default=1.5e-3)
@@ -156,20 +253,36 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     voices = [v for v in load_voices(args.speech, SAMPLE_RATE_HZ, espeak=bool(args.espeak)) if v.split == "train"]
     torch.manual_seed(args.seed)
-    module, targets = MimiNano(args.noise), Targets()
-    module.start(batch(voices, np.random.default_rng(args.seed)), args.seed)
+    module, targets, units = MimiNano(args.noise), Targets(), Units()
+    recordings = Recordings.measure(voices, targets, units, args.seed)
+    if args.start is None:
+        module.start(batch(recordings, np.random.default_rng(args.seed))[0], args.seed)
+    else:
+        state = {f"mimi.{name}": tensor.float() for name, tensor in load_file(args.start).items()}
+        unknown = module.load_state_dict(state, strict=False).unexpected_keys
+        if unknown:
+            raise ValueError(f"{args.start}: not a mimi-nano, it also holds {unknown[0]}")
+    for layer in module.mimi["encoder"].model[: args.frozen]:
+        layer.requires_grad_(False)
 
     def loss_of(step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        wave = batch(voices, rng)
-        mel, period = targets(wave)
-        latent, guess = module(wave)
-        mel_error = functional.l1_loss(guess[..., : 6 * MELS], mel)
-        period_error = functional.l1_loss(guess[..., 6 * MELS :], period)
-        power = latent.square().mean()
-        numbers = {"mel_l1": mel_error, "period_l1": period_error, "latent_power": power}
+        heard, clean, picks, alone = batch(recordings, rng)
+        mean = recordings.mean[picks]
+        with torch.no_grad():
+            mel, period = targets(clean)
+            mel = mel.view(BATCH, -1, MELS) - mean[:, None]
+            unit = units(units.features(mel, recordings.spread[picks]))
+        latent, (mel_guess, period_guess, mean_guess, unit_guess) = module(heard)
+        numbers = {
+            "unit_entropy": functional.cross_entropy(unit_guess.reshape(BATCH, -1, UNITS)[alone].mT, unit[alone]),
+            "mel_l1": functional.l1_loss(mel_guess, mel.view_as(mel_guess)),
+            "period_l1": functional.l1_loss(period_guess, period),
+            "mean_mel_l1": functional.l1_loss(mean_guess, mean[:, None].expand_as(mean_guess)),
+            "latent_power": latent.square().mean(),
+        }
+        loss = torch.stack(list(numbers.values())) @ torch.tensor([CONTENT, MEL, PERIOD, TIMBRE, args.power])
         # A collapsed encoder shows here: latents that do not change in time.
         numbers["latent_spread_in_time"] = latent.std(dim=1).mean()
-        loss = mel_error + 0.5 * period_error + args.power * power
         return loss, {name: value.item() for name, value in numbers.items()}
 
     weights = args.weights or args.out / "mimi-nano.safetensors"
@@ -177,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
     def save(step: int) -> None:
         state = {k.removeprefix("mimi."): v for k, v in module.state_dict().items() if k.startswith("mimi.")}
         about = {
-            "trained": f"to predict log-mel and autocorrelation, {step} of {args.steps} steps",
+            "trained": f"to predict acoustic units, log-mel and autocorrelation, {step} of {args.steps} steps",
             "licence": "see nano/MODEL_CARD.md",
         }
         export(state, config(), weights, about)

@@ -119,6 +119,19 @@ def test_mimi_nano_trains_and_goes_on(speech: Path, tmp_path: Path, monkeypatch:
     _same_weights(tmp_path / "whole" / "mimi-nano.safetensors", tmp_path / "stopped" / "mimi-nano.safetensors")
 
 
+def test_mimi_nano_starts_from_given_weights_and_keeps_the_frozen_layers(speech: Path, tmp_path: Path) -> None:
+    pytest.importorskip("moshi", reason="moshi is not installed")
+    start = WEIGHTS / "mimi-nano.safetensors"
+    common = ["--speech", str(speech), "--espeak", "0", "--steps", "1", "--start", str(start), "--frozen", "6"]
+    train_mimi_nano.main([*common, "--out", str(tmp_path / "run")])
+    with safe_open(start, "pt") as before, safe_open(tmp_path / "run" / "mimi-nano.safetensors", "pt") as after:
+        before_keys = set(before.keys())
+        same = {key for key in before_keys if torch.equal(before.get_tensor(key), after.get_tensor(key))}
+    seanet = {key: int(key.split(".")[2]) for key in before_keys if key.startswith("encoder.model.")}
+    assert {key for key, layer in seanet.items() if layer < 6} <= same
+    assert not {key for key, layer in seanet.items() if layer >= 6 and key.endswith("weight")} & same
+
+
 @pytest.mark.slow
 def test_titanet_nano_trains_and_goes_on(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit[asr] is not installed")
@@ -159,6 +172,20 @@ def test_mimi_nano_targets_line_up_with_the_latents() -> None:
     # A tone of 200 Hz correlates with itself 5 ms later.
     best = int(targets.lags[period[0, 2, : train_mimi_nano.LAGS][8:].argmax() + 8])
     assert best == pytest.approx(24_000 * 0.005, rel=0.1)
+
+
+def test_acoustic_units_do_not_hear_the_channel() -> None:
+    units, targets = train_mimi_nano.Units(), train_mimi_nano.Targets()
+    mel = targets.mel(torch.randn(1, 20 * train_mimi_nano.FRAME_SAMPLES) * 0.1)
+    channel = torch.linspace(-1, 1, train_mimi_nano.MELS)
+    features = []
+    for heard in (mel, mel + channel):
+        heard = heard - heard.mean(1, keepdim=True)
+        features.append(units.features(heard, (heard @ units.cosines.T).std(1)))
+    assert torch.allclose(*features, atol=1e-4)
+    units.fit(features[0][0].numpy(), seed=0)
+    assert len(units(features[0]).unique()) > 50
+    assert units(features[0]).shape == (1, 120)
 
 
 @pytest.mark.parametrize("name", ["mimi-nano", "titanet-nano"])
