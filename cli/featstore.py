@@ -334,6 +334,71 @@ def verify(
 
 @app.command()
 @user_errors()
+def push(
+    store: StoreArgument,
+    url: Annotated[str, typer.Argument(help="s3://BUCKET/PATH, gs://…, az://… or file:///FOLDER.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a store to a bucket, or to a folder that a web server shows.
+
+    Each part is verified before it leaves, and its index goes last: what is there can be read at any moment. Run it
+    again after more was extracted, or after a kill: what is there stays. Credentials and endpoint come from the usual
+    variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, …
+
+    [bold]Examples[/bold]
+
+        featstore push STORE s3://BUCKET/STORE
+
+        featstore push STORE file:///srv/www/STORE
+    """
+    from featstore.remote import as_url
+    from featstore.remote import push as run
+
+    if (address := as_url(url)) is None:
+        raise ValueError(f"{url}: expected an address, such as s3://BUCKET/PATH or file:///FOLDER")
+    with bar(f"pushing {store.name}") as shown:
+        done = run(store, address, progress=lambda moved, of: shown.update(moved, of))
+    _moved("pushed", url, done, as_json)
+
+
+@app.command()
+@user_errors()
+def pull(
+    url: Annotated[str, typer.Argument(help="s3://…, gs://…, az://…, https://… or file:///…")],
+    store: StoreArgument,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a store from a bucket or a web server; every part is verified before it counts.
+
+    Run it again after a kill, or when more is there: what has come stays. To read crops without copying, give the
+    address in place of the folder: featstore.open("s3://…"), trainers fit … --store s3://…
+
+    [bold]Examples[/bold]
+
+        featstore pull s3://BUCKET/STORE STORE
+
+        featstore pull https://HOST/STORE STORE
+    """
+    from featstore.remote import as_url
+    from featstore.remote import pull as run
+
+    if (address := as_url(url)) is None:
+        raise ValueError(f"{url}: expected an address, such as s3://BUCKET/PATH or https://HOST/PATH")
+    with bar(f"pulling {store.name}") as shown:
+        done = run(address, store, progress=lambda moved, of: shown.update(moved, of))
+    _moved("pulled", url, done, as_json)
+
+
+def _moved(verb: str, url: str, done: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"url": url, **vars(done)}))
+        return
+    speed = f", {done.bytes / 1e6 / done.seconds:.1f} MB/s" if done.bytes and done.seconds else ""
+    print(f"{verb} {done.parts} parts, {done.bytes / 1e6:.1f} MB{speed}; {done.parts_there} were there already")
+
+
+@app.command()
+@user_errors()
 def compact(
     store: StoreArgument,
     part_mb: Annotated[int | None, typer.Option(min=1, help="Size of a merged part in MB \\[512].")] = None,

@@ -23,17 +23,27 @@ from featstore.part import Part
 from featstore.types import FeatureSpec, Turn, Utterance
 
 
-def open_store(path: str | PathLike[str], *, verify: bool = False) -> Store:
+def open_store(
+    path: str | PathLike[str], *, verify: bool = False, cache: Path | None = None, cache_bytes: int | None = None
+) -> Store:
     """Open a store for reading (also as ``featstore.open``).
 
     Parameters
     ----------
+    path : a folder, or the address that `featstore push` put a store at (``s3://…``, ``https://…``).
     verify : check each chunk's CRC32C the first time it is touched; a wrong one raises StoreError.
+    cache, cache_bytes : of a store at an address only; see `featstore.remote_store.open_remote`.
 
     Raises
     ------
-    StoreError : not a store, another version, or metadata that was edited.
+    StoreError : not a store, another version, or metadata that was edited; at an address also: no answer.
     """
+    from featstore.remote import as_url  # it needs this module
+
+    if url := as_url(path):
+        from featstore.remote_store import CACHE_BYTES, open_remote
+
+        return open_remote(url, verify=verify, cache=cache, cache_bytes=cache_bytes or CACHE_BYTES)
     return Store(Path(path), verify=verify)
 
 

@@ -1,0 +1,209 @@
+"""Reading a store where it lies: tables are copied once, crops come as byte ranges through a cache in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featstore import layout
+from featstore.layout import StoreError
+from featstore.part import Part, crc32c
+from featstore.remote import Remote, committed, remote_specs
+from featstore.store import Store
+from featstore.types import FeatureSpec
+
+#: Bytes fetched at a time: a 90 s crop of Mimi's frames is a little more than one.
+BLOCK_BYTES = 1 << 20
+#: What the cache of blocks may hold.
+CACHE_BYTES = 512 << 20
+
+
+def open_remote(url: str, *, verify: bool = False, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> Store:
+    """Open a store at an address; `featstore.open` calls this. It shows what was committed there now.
+
+    Parameters
+    ----------
+    verify : fetch each chunk whole the first time it is touched, and check its CRC32C.
+    cache : folder for the tables, kept between calls; $XDG_CACHE_HOME/whowhen or ~/.cache/whowhen without.
+    cache_bytes : of frames kept in memory, over all features.
+
+    Raises
+    ------
+    StoreError : no store there, it cannot be reached, or its metadata is damaged.
+    """
+    remote = Remote(url)
+    if cache is None:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whowhen"
+        cache = base / hashlib.sha256(url.encode()).hexdigest()[:16]
+    files = remote.files()
+    for spec in remote_specs(remote, files).values():
+        layout.create(cache, spec)
+    parts = committed(files)
+    for feature, names in parts.items():
+        for index in layout.index_dir(cache, feature).glob("*.parquet"):
+            if index.stem not in names:  # merged into another there
+                index.unlink()
+        for part in names:
+            _fetch_tables(remote, files, cache, feature, part)
+    blocks = Blocks(remote, files, cache_bytes)
+    return Store(
+        cache,
+        make_part=lambda folder, spec, frames, utterances: RemotePart(
+            folder, spec, frames, utterances, verify=verify, store=cache, blocks=blocks
+        ),
+    )
+
+
+def _fetch_tables(remote: Remote, files: dict[str, int], cache: Path, feature: str, part: str) -> None:
+    """Seal, facts and index of a part into the cache, checked, the index last."""
+    index = layout.index_dir(cache, feature) / f"{part}.parquet"
+    if index.exists():
+        return
+    seal = f"features.zarr/{feature}/{part}/zarr.json"
+    remote.download(seal, cache / seal, files.get(seal, -1))
+    expected = (layout.read_json(cache / seal).get("attributes") or {}).get("sha256") or {}
+    for kind, path in (("utterances", f"utterances/{part}.parquet"), ("index", f"index/{feature}/{part}.parquet")):
+        data = remote.read(path)
+        if hashlib.sha256(data).hexdigest() != expected.get(kind):
+            raise StoreError(f"{remote.url}/{path}: not the file that was committed")
+        layout.write_atomically(cache / path, data)
+
+
+class Blocks:
+    """Pieces of remote files, fetched once, side by side, and kept as long as `limit` bytes allow."""
+
+    def __init__(self, remote: Remote, files: dict[str, int], limit: int) -> None:
+        self.remote, self.files, self.limit = remote, files, limit
+        self.held = 0
+        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._coming: dict[tuple[str, int], Future[bytes]] = {}
+        self._lock = threading.Lock()
+
+    def size(self, path: str) -> int:
+        """Bytes of a file.
+
+        Raises
+        ------
+        StoreError : it is not there.
+        """
+        size = self.files.get(path)
+        if size is None:
+            raise StoreError(f"{self.remote.url}/{path}: the chunk is missing; push the store again")
+        return size
+
+    def read(self, path: str, start: int, stop: int, block_bytes: int = BLOCK_BYTES) -> memoryview:
+        """Bytes ``start:stop`` of a file. Threads that want the same block wait for one request."""
+        size = self.size(path)
+        if stop > size:
+            raise StoreError(f"{self.remote.url}/{path}: expected at least {stop} bytes, found {size}; push it again")
+        numbers = range(start // block_bytes, -(-stop // block_bytes))
+        pieces: dict[int, bytes] = {}
+        mine: list[int] = []
+        others: dict[int, Future[bytes]] = {}
+        with self._lock:
+            for n in numbers:
+                key = (path, n)
+                if key in self._blocks:
+                    self._blocks.move_to_end(key)
+                    pieces[n] = self._blocks[key]
+                elif key in self._coming:
+                    others[n] = self._coming[key]
+                else:
+                    mine.append(n)
+                    self._coming[key] = Future()
+        if mine:
+            pieces |= self._fetch(path, mine, size, block_bytes)
+        pieces |= {n: future.result() for n, future in others.items()}
+        first = numbers.start * block_bytes
+        whole = pieces[numbers.start] if len(numbers) == 1 else b"".join(pieces[n] for n in numbers)
+        return memoryview(whole)[start - first : stop - first]
+
+    def _fetch(self, path: str, numbers: list[int], size: int, block_bytes: int) -> dict[int, bytes]:
+        starts = [n * block_bytes for n in numbers]
+        try:
+            found = self.remote.ranges(path, starts, [min(s + block_bytes, size) for s in starts])
+        except BaseException as error:
+            with self._lock:
+                for n in numbers:
+                    self._coming.pop((path, n)).set_exception(error)
+            raise
+        with self._lock:
+            for n, data in zip(numbers, found, strict=True):
+                self._coming.pop((path, n)).set_result(data)
+                self._blocks[path, n] = data
+                self.held += len(data)
+            while self.held > self.limit and self._blocks:
+                self.held -= len(self._blocks.popitem(last=False)[1])
+        return dict(zip(numbers, found, strict=True))
+
+
+class RemotePart(Part):
+    """A part whose chunk files are elsewhere. Rows are copies, read-only as everywhere."""
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: FeatureSpec,
+        num_frames: int,
+        num_utterances: int,
+        *,
+        verify: bool,
+        store: Path,
+        blocks: Blocks,
+    ) -> None:
+        super().__init__(folder, spec, num_frames, num_utterances, verify=verify)
+        self._remote_folder = folder.relative_to(store).as_posix()
+        self._local, self._blocks = folder, blocks
+        self._checked: set[str] = set()
+
+    def rows(self, start: int, stop: int) -> NDArray:
+        """See `Part.rows`."""
+        kind = np.dtype(self._spec.dtype).newbyteorder("<")
+        row_bytes = self._spec.dim * kind.itemsize
+        if stop <= start:
+            return np.empty((0, self._spec.dim), dtype=kind)
+        if not self._chunk_rows:
+            self._chunk_rows = self._read_chunk_rows("frames", self.num_frames)
+        size, pieces = self._chunk_rows, []
+        for i in range(start // size, -(-stop // size)):
+            begin, end = max(start - i * size, 0), min(stop - i * size, size)
+            path = f"{self._remote_folder}/frames/c/{i}/0"
+            if self._blocks.size(path) != size * row_bytes + layout.CRC_BYTES:
+                raise StoreError(
+                    f"{self._blocks.remote.url}/{path}: expected {size * row_bytes + layout.CRC_BYTES} bytes, found "
+                    f"{self._blocks.size(path)}; push the store again"
+                )
+            if self._verify and path not in self._checked:
+                self._check(path)
+                self._checked.add(path)
+            pieces.append(self._blocks.read(path, begin * row_bytes, end * row_bytes))
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return np.frombuffer(data, dtype=kind).reshape(stop - start, self._spec.dim)
+
+    def _check(self, path: str) -> bytes:
+        data = self._blocks.remote.read(path)
+        if crc32c(memoryview(data)[: -layout.CRC_BYTES]) != int.from_bytes(data[-layout.CRC_BYTES :], "little"):
+            raise StoreError(f"{self._blocks.remote.url}/{path}: damaged (CRC32C differs); push the store again")
+        return data
+
+    def _read_chunk_rows(self, array: str, rows: int) -> int:
+        path = f"{self._remote_folder}/{array}/zarr.json"
+        self._blocks.remote.download(path, self._local / array / "zarr.json", self._blocks.size(path))
+        return super()._read_chunk_rows(array, rows)
+
+    def _map(self, array: str, i: int, rows: int, dtype: str) -> NDArray:
+        """A whole chunk (of the pooled arrays), checked."""
+        path = f"{self._remote_folder}/{array}/c/{i}/0"
+        self._blocks.size(path)
+        kind = np.dtype(dtype).newbyteorder("<")
+        data = self._check(path)
+        if len(data) != rows * self._spec.dim * kind.itemsize + layout.CRC_BYTES:
+            raise StoreError(f"{self._blocks.remote.url}/{path}: {len(data)} bytes, expected another size")
+        return np.frombuffer(data, kind, rows * self._spec.dim).reshape(rows, self._spec.dim)

@@ -1,0 +1,416 @@
+"""push, pull and reading at a distance: real servers on the loopback, good ones and ones that misbehave."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import featstore
+from cli.featstore import app
+from featstore import MIMI_GRID, FeatureSpec, FingerprintMismatch, StoreError, Utterance, remote, remote_store
+from featstore.integrity import verify
+
+pytest.importorskip("obstore")
+NAMES = ("mimi", "titanet")
+
+
+def make_store(path: Path, count: int = 24, first: int = 0, weights: str = "0") -> Path:
+    rng = np.random.default_rng(first)
+    for dim, name in enumerate(NAMES, start=16):
+        spec = FeatureSpec(name, dim, "float16", 24000, MIMI_GRID, name, weights * 64, {"weights": "file"})
+        with featstore.writer(path, spec, part_bytes=8000) as out:
+            for i in range(first, first + count):
+                frames = rng.normal(size=(int(rng.integers(20, 90)), dim))
+                out.add(Utterance(f"u{i}", f"{i}.wav", 0.0, 1.0, f"r{i}", "s", "train", ()), frames)
+    return path
+
+
+def content(path: Path | str) -> dict[str, object]:
+    store = featstore.open(path, verify=True)
+    return {
+        "facts": store.utterances.to_pylist(),
+        **{name: [store.frames(name, id).tobytes() for id in store.ids] for name in NAMES},
+        **{f"pooled {name}": store.pooled(name).tobytes() for name in NAMES},
+    }
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("source") / "store")
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[int]:
+    """A port where moto plays S3 (in a process of its own: it patches what it is imported into)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        assert process.poll() is None, "moto's server did not start"
+        time.sleep(0.1)
+    yield port
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def bucket(moto: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The address of an empty bucket; WHOWHEN_S3_ENDPOINT (and AWS_… keys) puts another server in moto's place."""
+    endpoint = os.environ.get("WHOWHEN_S3_ENDPOINT", f"http://127.0.0.1:{moto}")
+    name = f"b{uuid.uuid4().hex[:12]}"
+    if "WHOWHEN_S3_ENDPOINT" not in os.environ:
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    boto3 = pytest.importorskip("boto3")
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+class Faults(ThreadingHTTPServer):
+    """A proxy before another server that fails as its seeded plan says: 500s, resets, cut bodies, slow answers."""
+
+    daemon_threads = True
+
+    def __init__(self, upstream: int, seed: int, share: float) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream, self.share, self.rng, self.lock = upstream, share, random.Random(seed), threading.Lock()
+        self.done: list[str] = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def fault(self) -> str:
+        with self.lock:
+            kind = self.rng.choice(["500", "reset", "cut", "slow"]) if self.rng.random() < self.share else ""
+            self.done.append(kind)
+            return kind
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Resets are meant."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Faults
+
+    def _serve(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = self.server.fault()
+        if fault == "slow":
+            time.sleep(0.3)
+        if fault == "500":
+            self.send_response(500)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if fault == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            return
+        upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=30)
+        headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
+        upstream.request(self.command, self.path, body, headers)
+        answer = upstream.getresponse()
+        data = answer.read()
+        upstream.close()
+        self.send_response(answer.status)
+        for key, value in answer.getheaders():
+            if key.lower() not in ("content-length", "transfer-encoding", "connection"):
+                self.send_header(key, value)
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
+        self.send_header("Content-Length", length or "0")
+        self.end_headers()
+        if fault == "cut" and len(data) > 1:
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+            return
+        self.wfile.write(data)
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+def test_addresses() -> None:
+    assert remote.as_url("s3://b/p/") == remote.as_url(Path("s3://b/p")) == "s3://b/p"
+    assert remote.as_url(Path("file:///srv/x")) == "file:///srv/x"
+    assert remote.as_url("https://host/x") == "https://host/x"
+    assert remote.as_url("store") is remote.as_url("/s3/x") is remote.as_url("s3x:/y") is None
+
+
+def test_a_store_goes_to_a_bucket_and_back(source: Path, bucket: str, tmp_path: Path) -> None:
+    first = remote.push(source, f"{bucket}/deep/store")
+    parts = verify(source).parts
+    assert (first.parts, first.parts_there) == (parts, 0) and parts > 6
+    assert first.bytes >= sum(p.stat().st_size for p in (source / "features.zarr").rglob("0") if p.is_file())
+    again = remote.push(source, f"{bucket}/deep/store")
+    assert (again.parts, again.parts_there, again.bytes) == (0, parts, 0)
+    remote.pull(f"{bucket}/deep/store", tmp_path / "copy")
+    assert content(tmp_path / "copy") == content(source) == content(f"{bucket}/deep/store")
+    assert verify(tmp_path / "copy").findings == []
+    assert not (tmp_path / "copy" / "incoming").exists()
+
+
+def test_what_is_added_later_goes_along(bucket: str, tmp_path: Path) -> None:
+    store = make_store(tmp_path / "a", count=4)
+    remote.push(store, bucket)
+    before = featstore.open(bucket)
+    make_store(store, count=4, first=10)
+    assert remote.push(store, bucket).parts == 2
+    assert len(before) == 4 and len(featstore.open(bucket)) == 8
+    remote.pull(bucket, tmp_path / "b")
+    assert content(tmp_path / "b") == content(store)
+
+
+def test_one_address_holds_one_feature_of_a_name(source: Path, bucket: str, tmp_path: Path) -> None:
+    remote.push(source, bucket)
+    other = make_store(tmp_path / "other", count=2, first=50, weights="1")
+    with pytest.raises(FingerprintMismatch, match="holds another feature or version"):
+        remote.push(other, bucket)
+    with pytest.raises(FingerprintMismatch, match="appending would mix two models"):
+        remote.pull(bucket, other)
+    assert content(bucket) == content(source)
+
+
+def test_a_damaged_part_neither_leaves_nor_arrives(source: Path, bucket: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(source, broken)
+    chunk = sorted(broken.glob("features.zarr/mimi/*/frames/c/0/0"))[1]
+    data = bytearray(chunk.read_bytes())
+    data[7] ^= 4
+    chunk.write_bytes(data)
+    with pytest.raises(StoreError, match=r"part mimi/.* is damaged: .*CRC32C differs"):
+        remote.push(broken, bucket)
+    remote.push(source, bucket)
+    remote.Remote(bucket).upload(chunk.relative_to(broken).as_posix(), bytes(data))
+    with pytest.raises(StoreError, match=r"part mimi/.* is damaged: .*CRC32C differs"):
+        remote.pull(bucket, tmp_path / "copy")
+    assert set(featstore.open(tmp_path / "copy").ids) < set(featstore.open(source).ids)
+    remote.Remote(bucket).upload(
+        chunk.relative_to(broken).as_posix(), (source / chunk.relative_to(broken)).read_bytes()
+    )
+    remote.pull(bucket, tmp_path / "copy")
+    assert content(tmp_path / "copy") == content(source)
+
+
+def test_reading_at_a_distance_sees_damage_and_gaps(source: Path, bucket: str) -> None:
+    remote.push(source, bucket)
+    id = featstore.open(source).ids[0]
+    key = next(p for p in remote.Remote(bucket).files() if "/mimi/" in p and p.endswith("frames/c/0/0"))
+    good = (source / key).read_bytes()
+    far = remote.Remote(bucket)
+    far.upload(key, bytes([good[0] ^ 1]) + good[1:])
+    with pytest.raises(StoreError, match=r"damaged \(CRC32C differs\)"):
+        featstore.open(bucket, verify=True).frames("mimi", id)
+    far.upload(key, good[:-8])
+    with pytest.raises(StoreError, match=r"expected \d+ bytes, found \d+"):
+        featstore.open(bucket).frames("mimi", id)
+    far._obstore.delete(far._store, key)
+    with pytest.raises(StoreError, match="the chunk is missing"):
+        featstore.open(bucket).frames("mimi", id)
+
+
+def test_crops_are_fetched_once_and_kept_within_the_limit(
+    source: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote.push(source, bucket)
+    near = featstore.open(source)
+    monkeypatch.setattr(remote_store, "BLOCK_BYTES", 512)
+    monkeypatch.setattr(remote_store.Blocks.read, "__defaults__", (512,))
+    far = remote_store.open_remote(bucket, cache_bytes=4096)
+    fetched: list[int] = []
+    ranges = remote.Remote.ranges
+    monkeypatch.setattr(
+        remote.Remote, "ranges", lambda self, path, a, b: fetched.append(len(a)) or ranges(self, path, a, b)
+    )
+    id = near.ids[3]
+    for _ in range(3):
+        np.testing.assert_array_equal(far.frames("mimi", id, 5, 15), near.frames("mimi", id, 5, 15))
+    assert len(fetched) == 1
+    crops = [(name, id, start, start + 17) for id in near.ids for name in NAMES for start in (0, 2, 11)]
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda crop: far.frames(*crop), crops))
+    for crop, rows in zip(crops, found, strict=True):
+        np.testing.assert_array_equal(rows, near.frames(*crop))
+        assert not rows.flags.writeable
+    blocks = far.index("mimi").parts[0]._blocks
+    assert blocks.held == sum(map(len, blocks._blocks.values())) <= 4096
+    assert not blocks._coming
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_bad_line_changes_nothing(
+    seed: int, source: Path, bucket: str, moto: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = Faults(moto, seed, share=0.25)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{faults.server_port}")
+    remote.push(source, bucket)
+    remote.pull(bucket, tmp_path / "copy")
+    assert content(tmp_path / "copy") == content(bucket) == content(source)
+    assert {"500", "reset", "cut", "slow"} <= set(faults.done)
+    faults.close()
+
+
+def test_a_dead_line_is_one_clear_error(
+    source: Path, bucket: str, moto: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "RETRIES", 1)
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    remote.push(source, bucket)
+    faults = Faults(moto, 0, share=1.1)
+    faults.fault = lambda: "500"  # type: ignore[method-assign]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{faults.server_port}")
+    for action in (lambda: remote.pull(bucket, tmp_path / "copy"), lambda: featstore.open(bucket)):
+        with pytest.raises(StoreError, match=r"given up after 2 attempts") as caught:
+            action()
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "copy").exists()
+    result = CliRunner().invoke(app, ["pull", bucket, str(tmp_path / "copy")])
+    assert result.exit_code == 2 and "given up after" in result.stderr and "Traceback" not in result.stderr
+    faults.close()
+
+
+@pytest.mark.parametrize("direction", ["push", "pull"])
+def test_killed_and_resumed(direction: str, source: Path, bucket: str, moto: int, tmp_path: Path) -> None:
+    if direction == "pull":
+        remote.push(source, bucket)
+    faults = Faults(moto, 1, share=0.0)
+    faults.fault = lambda: time.sleep(0.01) or ""  # type: ignore[func-returns-value, method-assign]
+    arguments = [str(source), bucket] if direction == "push" else [bucket, str(tmp_path / "copy")]
+    command = [sys.executable, "-c", "from cli.featstore import app; app()", direction, *arguments]
+    environment = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{faults.server_port}"}
+    seen: set[str] = set()
+    killed = 0
+    for round in range(40):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            process.communicate(timeout=2.0 + 0.13 * round)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            killed += 1
+        try:
+            now = featstore.open(bucket if direction == "push" else tmp_path / "copy", verify=True)
+        except StoreError:
+            assert not seen  # only before there is anything
+            continue
+        near = featstore.open(source)
+        for name in now.features:
+            for id in now.index(name).rows:
+                np.testing.assert_array_equal(now.frames(name, id), near.frames(name, id))
+        assert seen <= set(now.ids)
+        seen = set(now.ids)
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0 and killed >= 1
+    if direction == "push":
+        remote.pull(bucket, tmp_path / "copy")
+    assert content(tmp_path / "copy") == content(source)
+    faults.close()
+
+
+def test_over_plain_http(source: Path, bucket: str, moto: int, tmp_path: Path) -> None:
+    """Any web server that knows ranges will do; here it is moto again, without signatures."""
+    remote.push(source, bucket)
+    url = f"http://127.0.0.1:{moto}/{bucket.removeprefix('s3://')}"
+    remote.pull(url, tmp_path / "copy")
+    assert content(tmp_path / "copy") == content(url) == content(source)
+    with pytest.raises(StoreError, match="a web server takes no files"):
+        remote.push(source, url)
+    with pytest.raises(StoreError, match=r"listing\.json: not there; a web server's store needs the listing\.json"):
+        featstore.open(f"{url}/nothing")
+
+
+def test_a_listing_cannot_name_files_elsewhere(source: Path, bucket: str, moto: int, tmp_path: Path) -> None:
+    remote.push(source, bucket)
+    url = f"http://127.0.0.1:{moto}/{bucket.removeprefix('s3://')}"
+    for path, size in (("index/../../x", 1), ("index/mimi/a\n", 1), ("index/mimi/a", -1), ("index/mimi/a", "1")):
+        listing = json.dumps({"files": {"features.zarr/zarr.json": 50, path: size}}).encode()
+        remote.Remote(bucket).upload("listing.json", listing)
+        with pytest.raises(StoreError, match="is no file of a store"):
+            remote.pull(url, tmp_path / "copy")
+    for listing in (b"[]", b"{", b'{"files": 3}'):
+        remote.Remote(bucket).upload("listing.json", listing)
+        with pytest.raises(StoreError, match="not a listing"):
+            featstore.open(url)
+    assert not (tmp_path / "copy").exists()
+
+
+def test_nginx_serves_a_pushed_folder(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
+    if nginx is None:
+        pytest.skip("nginx is not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    remote.push(source, f"file://{tmp_path / 'www' / 'store'}")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    temporary = "".join(
+        f"{kind}_temp_path {tmp_path}/t;" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {tmp_path}/pid; error_log {tmp_path}/error.log; events {{}}\n"
+        f"http {{ access_log off; {temporary} server {{ listen 127.0.0.1:{port}; root {tmp_path}/www; }} }}\n"
+    )
+    os.chmod(tmp_path, 0o755)
+    process = subprocess.Popen([nginx, "-c", str(tmp_path / "nginx.conf"), "-e", str(tmp_path / "error.log")])
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        url = f"http://127.0.0.1:{port}/store"
+        remote.pull(url, tmp_path / "copy")
+        assert content(tmp_path / "copy") == content(url) == content(source)
+        faults = Faults(port, 5, share=0.3)
+        assert content(f"http://127.0.0.1:{faults.server_port}/store") == content(source)
+        assert {"500", "reset", "cut", "slow"} <= set(faults.done)
+        faults.close()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_commands(source: Path, bucket: str, tmp_path: Path) -> None:
+    pushed = CliRunner().invoke(app, ["push", str(source), bucket, "--json"])
+    assert pushed.exit_code == 0, pushed.output
+    assert json.loads(pushed.stdout)["parts"] == verify(source).parts
+    pulled = CliRunner().invoke(app, ["pull", bucket, str(tmp_path / "copy")])
+    assert pulled.exit_code == 0 and pulled.stdout.startswith(f"pulled {verify(source).parts} parts")
+    found = CliRunner().invoke(app, ["info", bucket, "--json"])
+    assert found.exit_code == 0 and json.loads(found.stdout)["utterances"] == 24
+    wrong = CliRunner().invoke(app, ["push", str(source), "here"])
+    assert wrong.exit_code == 2 and "here: expected an address" in wrong.stderr
+    nothing = CliRunner().invoke(app, ["pull", f"{bucket}/nothing", str(tmp_path / "no")])
+    assert nothing.exit_code == 2 and "no store there" in nothing.stderr
