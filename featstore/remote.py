@@ -93,14 +93,15 @@ class Remote:
             raise StoreError(f"{url}: not an address of a store: {_first_line(error)}") from None
 
     def _call(self, path: str, action: Callable[[], T]) -> T:
+        errors = self._obstore.exceptions
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return action()
-            except FileNotFoundError:
+            except (FileNotFoundError, errors.NotFoundError):
                 raise StoreError(f"{self.url}/{path}: not there") from None
-            except (PermissionError, self._obstore.exceptions.UnauthenticatedError) as error:
+            except (PermissionError, errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
                 raise StoreError(f"{self.url}/{path}: access refused ({_first_line(error)})") from None
-            except (self._obstore.exceptions.BaseError, OSError) as error:
+            except (errors.BaseError, OSError) as error:
                 if attempt == ATTEMPTS:
                     raise StoreError(
                         f"{self.url}/{path}: given up after {attempt} attempts ({_first_line(error)})"
@@ -143,7 +144,7 @@ class Remote:
         if target.exists() and target.stat().st_size == size:
             return 0
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
+        temporary = target.with_name(f".{target.name}.{os.urandom(8).hex()}.tmp")
 
         def get() -> None:
             with open(temporary, "wb") as file:

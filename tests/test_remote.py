@@ -89,7 +89,10 @@ def bucket(moto: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     boto3 = pytest.importorskip("boto3")
-    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=name)
+    client = boto3.client("s3", endpoint_url=endpoint)
+    client.create_bucket(Bucket=name)
+    everybody = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{name}/*"}
+    client.put_bucket_policy(Bucket=name, Policy=json.dumps({"Version": "2012-10-17", "Statement": [everybody]}))
     return f"s3://{name}"
 
 
@@ -268,6 +271,7 @@ def test_crops_are_fetched_once_and_kept_within_the_limit(
     assert not blocks._coming
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_bad_line_changes_nothing(
     seed: int, source: Path, bucket: str, moto: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -300,6 +304,7 @@ def test_a_dead_line_is_one_clear_error(
     faults.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["push", "pull"])
 def test_killed_and_resumed(direction: str, source: Path, bucket: str, moto: int, tmp_path: Path) -> None:
     if direction == "pull":
