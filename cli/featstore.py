@@ -15,8 +15,18 @@ from cli.progress import bar
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
-StoreOption = Annotated[Path, typer.Option(help="The store's folder.")]
-StoreArgument = Annotated[Path, typer.Argument(help="The store's folder.")]
+
+def _folder(store: Path) -> Path:
+    from featstore.remote import as_url
+
+    if url := as_url(store):
+        raise typer.BadParameter(f"{url}: this takes a folder; copy it with: featstore pull {url} STORE")
+    return store
+
+
+StoreOption = Annotated[Path, typer.Option(help="The store's folder.", callback=_folder)]
+StoreArgument = Annotated[Path, typer.Argument(help="The store's folder.", callback=_folder)]
+ReadableArgument = Annotated[Path, typer.Argument(help="The store's folder, or its address.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -218,7 +228,7 @@ def simulate(
 
 @app.command()
 @user_errors()
-def info(store: StoreArgument, as_json: JsonOption = False) -> None:
+def info(store: ReadableArgument, as_json: JsonOption = False) -> None:
     """What a store holds.
 
     [bold]Example[/bold]
@@ -226,15 +236,18 @@ def info(store: StoreArgument, as_json: JsonOption = False) -> None:
         featstore info STORE
     """
     import featstore
+    from featstore.remote import Remote, as_url
 
     found = featstore.open(store)
-    facts = _facts(found)
+    facts = _facts(found) | {"store": str(store)}
+    if url := as_url(store):
+        facts |= {"store": url, "bytes": sum(Remote(url).files().values())}
     if as_json:
         print(json.dumps(facts))
         return
     splits = ", ".join(f"{name or '(no split)'} {count}" for name, count in facts["splits"].items())
     print(
-        f"{store}: {facts['utterances']} utterances ({splits}), {facts['hours']:.2f} h, {facts['speakers']} speakers, "
+        f"{facts['store']}: {facts['utterances']} utterances ({splits}), {facts['hours']:.2f} h, {facts['speakers']} speakers, "
         f"{facts['recordings']} recordings, {facts['bytes'] / 1e6:.1f} MB"
     )
     for name, f in facts["features"].items():

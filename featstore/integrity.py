@@ -127,7 +127,7 @@ def check_part(
         ids = _ids(index_path)
         report.parts += 1
         report.utterances += len(ids)
-        seal = _read_seal(folder)
+        seal = read_seal(folder)
         sha = seal["sha256"]
         _same_sha(index_path, sha["index"])
         _same_sha(layout.utterances_dir(store) / f"{part}.parquet", sha["utterances"])
@@ -161,7 +161,13 @@ def _ids(index_path: Path) -> tuple[str, ...]:
         raise StoreError(f"{index_path}: not readable ({str(error).splitlines()[0]})") from None
 
 
-def _read_seal(folder: Path) -> dict[str, Any]:
+def read_seal(folder: Path) -> dict[str, Any]:
+    """What a part was committed with: fingerprint, CRCs of chunks, digests of tables.
+
+    Raises
+    ------
+    StoreError : missing, or edited.
+    """
     path = folder / "zarr.json"
     attributes = layout.read_json(path).get("attributes")
     if not isinstance(attributes, dict):

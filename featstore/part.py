@@ -34,8 +34,9 @@ class Part:
         StoreError : a chunk is missing, of the wrong size or (with `verify`) damaged.
         """
         if not self._chunk_rows:
-            self._chunk_rows = self._read_chunk_rows("frames", self.num_frames)
-            self._chunks = [None] * -(-self.num_frames // self._chunk_rows)
+            size = self._read_chunk_rows("frames", self.num_frames)
+            self._chunks = [None] * -(-self.num_frames // size)
+            self._chunk_rows = size  # last: other threads take it as the sign that all is there
         size = self._chunk_rows
         i = start // size
         if stop <= (i + 1) * size:

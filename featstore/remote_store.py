@@ -6,16 +6,19 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featstore import layout
+from featstore.integrity import read_seal
 from featstore.layout import StoreError
 from featstore.part import Part, crc32c
-from featstore.remote import Remote, committed, remote_specs
+from featstore.remote import TRANSFERS, Remote, committed, remote_specs
 from featstore.store import Store
 from featstore.types import FeatureSpec
 
@@ -39,26 +42,24 @@ def open_remote(url: str, *, verify: bool = False, cache: Path | None = None, ca
     StoreError : no store there, it cannot be reached, or its metadata is damaged.
     """
     remote = Remote(url)
-    if cache is None:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whowhen"
-        cache = base / hashlib.sha256(url.encode()).hexdigest()[:16]
     files = remote.files()
-    for spec in remote_specs(remote, files).values():
+    specs = remote_specs(remote, files)
+    if cache is None:
+        # Another server or other features at this address have another folder.
+        what = [url, os.environ.get("AWS_ENDPOINT_URL", ""), *sorted(spec.fingerprint for spec in specs.values())]
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whowhen"
+        cache = base / hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
+    for spec in specs.values():
         layout.create(cache, spec)
     parts = committed(files)
     for feature, names in parts.items():
         for index in layout.index_dir(cache, feature).glob("*.parquet"):
             if index.stem not in names:  # merged into another there
                 index.unlink()
-        for part in names:
-            _fetch_tables(remote, files, cache, feature, part)
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        list(pool.map(lambda p: _fetch_tables(remote, files, cache, *p), [(f, p) for f in specs for p in parts[f]]))
     blocks = Blocks(remote, files, cache_bytes)
-    return Store(
-        cache,
-        make_part=lambda folder, spec, frames, utterances: RemotePart(
-            folder, spec, frames, utterances, verify=verify, store=cache, blocks=blocks
-        ),
-    )
+    return Store(cache, make_part=partial(RemotePart, verify=verify, store=cache, blocks=blocks))
 
 
 def _fetch_tables(remote: Remote, files: dict[str, int], cache: Path, feature: str, part: str) -> None:
@@ -66,9 +67,14 @@ def _fetch_tables(remote: Remote, files: dict[str, int], cache: Path, feature: s
     index = layout.index_dir(cache, feature) / f"{part}.parquet"
     if index.exists():
         return
+    folder = layout.feature_dir(cache, feature) / part
     seal = f"features.zarr/{feature}/{part}/zarr.json"
-    remote.download(seal, cache / seal, files.get(seal, -1))
-    expected = (layout.read_json(cache / seal).get("attributes") or {}).get("sha256") or {}
+    remote.download(seal, cache / seal, files.get(seal, 0), cache)
+    try:
+        expected = read_seal(folder)["sha256"]
+    except StoreError as error:
+        (cache / seal).unlink()
+        raise StoreError(f"{remote.url}/{seal}: {error}") from None
     for kind, path in (("utterances", f"utterances/{part}.parquet"), ("index", f"index/{feature}/{part}.parquet")):
         data = remote.read(path)
         if hashlib.sha256(data).hexdigest() != expected.get(kind):
@@ -85,6 +91,10 @@ class Blocks:
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._coming: dict[tuple[str, int], Future[bytes]] = {}
         self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def __reduce__(self) -> tuple[type[Blocks], tuple[Remote, dict[str, int], int]]:
+        return type(self), (self.remote, self.files, self.limit)
 
     def size(self, path: str) -> int:
         """Bytes of a file.
@@ -98,11 +108,23 @@ class Blocks:
             raise StoreError(f"{self.remote.url}/{path}: the chunk is missing; push the store again")
         return size
 
-    def read(self, path: str, start: int, stop: int, block_bytes: int = BLOCK_BYTES) -> memoryview:
-        """Bytes ``start:stop`` of a file. Threads that want the same block wait for one request."""
+    def read(
+        self,
+        path: str,
+        start: int,
+        stop: int,
+        block_bytes: int = BLOCK_BYTES,
+        check: Callable[[bytes], None] = lambda data: None,
+    ) -> memoryview:
+        """Bytes ``start:stop`` of a file; every block passes `check` when it comes.
+
+        Threads that want the same block wait for one request.
+        """
         size = self.size(path)
         if stop > size:
             raise StoreError(f"{self.remote.url}/{path}: expected at least {stop} bytes, found {size}; push it again")
+        if os.getpid() != self._process:  # the connection's threads have stayed behind
+            raise StoreError(f"{self.remote.url}: opened before this process was forked; open it in the process itself")
         numbers = range(start // block_bytes, -(-stop // block_bytes))
         pieces: dict[int, bytes] = {}
         mine: list[int] = []
@@ -119,16 +141,20 @@ class Blocks:
                     mine.append(n)
                     self._coming[key] = Future()
         if mine:
-            pieces |= self._fetch(path, mine, size, block_bytes)
+            pieces |= self._fetch(path, mine, size, block_bytes, check)
         pieces |= {n: future.result() for n, future in others.items()}
         first = numbers.start * block_bytes
         whole = pieces[numbers.start] if len(numbers) == 1 else b"".join(pieces[n] for n in numbers)
         return memoryview(whole)[start - first : stop - first]
 
-    def _fetch(self, path: str, numbers: list[int], size: int, block_bytes: int) -> dict[int, bytes]:
+    def _fetch(
+        self, path: str, numbers: list[int], size: int, block_bytes: int, check: Callable[[bytes], None]
+    ) -> dict[int, bytes]:
         starts = [n * block_bytes for n in numbers]
         try:
             found = self.remote.ranges(path, starts, [min(s + block_bytes, size) for s in starts])
+            for data in found:
+                check(data)
         except BaseException as error:
             with self._lock:
                 for n in numbers:
@@ -160,8 +186,7 @@ class RemotePart(Part):
     ) -> None:
         super().__init__(folder, spec, num_frames, num_utterances, verify=verify)
         self._remote_folder = folder.relative_to(store).as_posix()
-        self._local, self._blocks = folder, blocks
-        self._checked: set[str] = set()
+        self._store, self._blocks = store, blocks
 
     def rows(self, start: int, stop: int) -> NDArray:
         """See `Part.rows`."""
@@ -180,22 +205,23 @@ class RemotePart(Part):
                     f"{self._blocks.remote.url}/{path}: expected {size * row_bytes + layout.CRC_BYTES} bytes, found "
                     f"{self._blocks.size(path)}; push the store again"
                 )
-            if self._verify and path not in self._checked:
-                self._check(path)
-                self._checked.add(path)
-            pieces.append(self._blocks.read(path, begin * row_bytes, end * row_bytes))
+            options = (
+                {"block_bytes": self._blocks.size(path), "check": partial(self._check, path)} if self._verify else {}
+            )
+            pieces.append(self._blocks.read(path, begin * row_bytes, end * row_bytes, **options))
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return np.frombuffer(data, dtype=kind).reshape(stop - start, self._spec.dim)
 
-    def _check(self, path: str) -> bytes:
-        data = self._blocks.remote.read(path)
-        if crc32c(memoryview(data)[: -layout.CRC_BYTES]) != int.from_bytes(data[-layout.CRC_BYTES :], "little"):
+    def _check(self, path: str, data: bytes) -> None:
+        """Compare a whole chunk with its own CRC and with the one it was committed with."""
+        own = int.from_bytes(data[-layout.CRC_BYTES :], "little")
+        sealed = read_seal(self._folder)["chunk_crc32c"].get(path.removeprefix(f"{self._remote_folder}/"))
+        if crc32c(memoryview(data)[: -layout.CRC_BYTES]) != own or own != sealed:
             raise StoreError(f"{self._blocks.remote.url}/{path}: damaged (CRC32C differs); push the store again")
-        return data
 
     def _read_chunk_rows(self, array: str, rows: int) -> int:
         path = f"{self._remote_folder}/{array}/zarr.json"
-        self._blocks.remote.download(path, self._local / array / "zarr.json", self._blocks.size(path))
+        self._blocks.remote.download(path, self._folder / array / "zarr.json", self._blocks.size(path), self._store)
         return super()._read_chunk_rows(array, rows)
 
     def _map(self, array: str, i: int, rows: int, dtype: str) -> NDArray:
@@ -203,7 +229,8 @@ class RemotePart(Part):
         path = f"{self._remote_folder}/{array}/c/{i}/0"
         self._blocks.size(path)
         kind = np.dtype(dtype).newbyteorder("<")
-        data = self._check(path)
+        data = self._blocks.remote.read(path)
+        self._check(path, data)
         if len(data) != rows * self._spec.dim * kind.itemsize + layout.CRC_BYTES:
             raise StoreError(f"{self._blocks.remote.url}/{path}: {len(data)} bytes, expected another size")
         return np.frombuffer(data, kind, rows * self._spec.dim).reshape(rows, self._spec.dim)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -28,6 +29,7 @@ import featstore
 from cli.featstore import app
 from featstore import MIMI_GRID, FeatureSpec, FingerprintMismatch, StoreError, Utterance, remote, remote_store
 from featstore.integrity import verify
+from featstore.part import crc32c
 
 pytest.importorskip("obstore")
 NAMES = ("mimi", "titanet")
@@ -243,14 +245,65 @@ def test_reading_at_a_distance_sees_damage_and_gaps(source: Path, bucket: str) -
         featstore.open(bucket).frames("mimi", id)
 
 
+def test_verified_reading_checks_what_it_returns(
+    source: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote.push(source, bucket)
+    id, ranges = featstore.open(source).ids[0], remote.Remote.ranges
+    far = featstore.open(bucket, verify=True, cache=tmp_path / "one")
+    with monkeypatch.context() as patch:
+        patch.setattr(remote.Remote, "ranges", lambda *a: [bytes(len(p)) if len(p) > 999 else p for p in ranges(*a)])
+        with pytest.raises(StoreError, match=r"damaged \(CRC32C differs\)"):
+            far.frames("mimi", id)
+    # Another chunk, whole in itself, in the place of the one that was committed.
+    chunks = sorted(source.glob("features.zarr/mimi/*/frames/c/0/0"))
+    key = chunks[0].relative_to(source).as_posix()
+    other = bytearray(chunks[0].read_bytes())
+    other[0] ^= 1
+    other[-4:] = crc32c(bytes(other[:-4])).to_bytes(4, "little")
+    remote.Remote(bucket).upload(key, bytes(other))
+    with pytest.raises(StoreError, match=r"damaged \(CRC32C differs\)"):
+        featstore.open(bucket, verify=True).frames("mimi", id)
+    seal = key.removesuffix("frames/c/0/0") + "zarr.json"
+    remote.Remote(bucket).upload(seal, (source / seal).read_bytes().replace(b'"chunk_crc32c"', b'"chunk_crc32d"'))
+    with pytest.raises(StoreError, match="edited"):
+        featstore.open(bucket, cache=tmp_path / "two")
+
+
+def test_a_pull_killed_inside_a_file_goes_on(source: Path, bucket: str, tmp_path: Path) -> None:
+    remote.push(source, bucket)
+    script = (
+        "import os, signal, sys; from featstore import remote; ranges = remote.Remote.ranges; calls = []\n"
+        "def dying(*a):\n    calls.append(1)\n"
+        "    if len(calls) == 9: os.kill(os.getpid(), signal.SIGKILL)\n    return ranges(*a)\n"
+        "remote.Remote.ranges = dying; remote.pull(sys.argv[1], sys.argv[2])"
+    )
+    done = subprocess.run([sys.executable, "-c", script, bucket, str(tmp_path / "copy")], capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert list((tmp_path / "copy" / "incoming").glob(".*.tmp"))
+    remote.pull(bucket, tmp_path / "copy")
+    assert content(tmp_path / "copy") == content(source)
+
+
+def test_a_far_store_pickles_and_says_when_it_was_forked(source: Path, bucket: str) -> None:
+    remote.push(source, bucket)
+    far = featstore.open(bucket)
+    id = far.ids[0]
+    expected = far.frames("mimi", id)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(far)).frames("mimi", id), expected)
+    far.index("mimi").parts[0]._blocks._process = -1
+    with pytest.raises(StoreError, match="opened before this process was forked"):
+        far.frames("mimi", id)
+
+
 def test_crops_are_fetched_once_and_kept_within_the_limit(
     source: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote.push(source, bucket)
     near = featstore.open(source)
     monkeypatch.setattr(remote_store, "BLOCK_BYTES", 512)
-    monkeypatch.setattr(remote_store.Blocks.read, "__defaults__", (512,))
-    far = remote_store.open_remote(bucket, cache_bytes=4096)
+    monkeypatch.setattr(remote_store.Blocks.read, "__defaults__", (512, lambda data: None))
+    far = featstore.open(bucket, cache_bytes=4096)
     fetched: list[int] = []
     ranges = remote.Remote.ranges
     monkeypatch.setattr(
@@ -415,6 +468,13 @@ def test_commands(source: Path, bucket: str, tmp_path: Path) -> None:
     assert pulled.exit_code == 0 and pulled.stdout.startswith(f"pulled {verify(source).parts} parts")
     found = CliRunner().invoke(app, ["info", bucket, "--json"])
     assert found.exit_code == 0 and json.loads(found.stdout)["utterances"] == 24
+    for command in (
+        ["verify", bucket],
+        ["compact", bucket],
+        ["extract", "m.jsonl", "--store", bucket, "--feature", "mimi"],
+    ):
+        refused = CliRunner().invoke(app, command)
+        assert refused.exit_code == 2 and "this takes a folder" in refused.stderr, refused.stderr
     wrong = CliRunner().invoke(app, ["push", str(source), "here"])
     assert wrong.exit_code == 2 and "here: expected an address" in wrong.stderr
     nothing = CliRunner().invoke(app, ["pull", f"{bucket}/nothing", str(tmp_path / "no")])
