@@ -137,8 +137,12 @@ class Writer:
             return
         part = f"{self._name}-{self._count:05d}"
         self._count += 1
-        commit_part(self.path, self.spec, part, self._utterances, self._frames)
-        self._clear()
+        try:
+            commit_part(self.path, self.spec, part, self._utterances, self._frames)
+        finally:
+            # Also where only the last sync failed: once the index names it, it must not be written again.
+            if (layout.index_dir(self.path, self.spec.name) / f"{part}.parquet").exists():
+                self._clear()
 
 
 def commit_part(

@@ -173,7 +173,7 @@ def _difference(there: FeatureSpec, here: FeatureSpec) -> str:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
         _write_synced(temporary, data)
         os.replace(temporary, path)
@@ -188,7 +188,7 @@ def _write_once(path: Path, data: bytes) -> None:
     """Like `write_atomically`, but the first writer wins (a link, unlike a rename, refuses to replace); `create` syncs the folders."""
     if path.exists():
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
         _write_synced(temporary, data)
         with suppress(FileExistsError):

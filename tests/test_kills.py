@@ -1,0 +1,238 @@
+"""Extractions killed at every step and at random moments, full and failing disks, workers that vanish.
+
+After each: what was committed reads back bit for bit, nothing stands twice or half, `verify --repair` leaves nothing that
+does not belong to a committed part, and the resumed store holds the bytes of an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import featstore
+from featstore import StoreError, Utterance, commit, layout
+from featstore.extract import extract
+from featstore.integrity import verify
+from tests.fakes import FakeExtractor, slow_extraction, tone
+
+CALLS = ("replace", "link", "fsync", "mkdir", "unlink")
+Content = dict[str, bytes]
+
+
+@pytest.fixture(scope="module")
+def utterances(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
+    folder = tmp_path_factory.mktemp("audio")
+    found = []
+    for i in range(12):
+        path = folder / f"{i}.wav"
+        soundfile.write(path, tone(0.4 + 0.13 * i, hz=200 + 30 * i), 8000)
+        found.append(Utterance(f"u{i}", str(path), 0.0, 0.4 + 0.13 * i, f"r{i}", "s", "train", ()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(utterances: list[Utterance], tmp_path_factory: pytest.TempPathFactory) -> Content:
+    store = tmp_path_factory.mktemp("whole") / "s"
+    run(utterances, store)
+    return content(store)
+
+
+def run(utterances: list[Utterance], store: Path) -> None:
+    """An extraction in batches of a few utterances, a part for each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commit.Writer.__init__, "__defaults__", (100, 30.0))
+        extract(utterances, FakeExtractor(), store, batch_s=5, workers=1)
+
+
+def content(store: Path) -> Content:
+    opened = featstore.open(store, verify=True)
+    ids = [
+        id for part in range(len(opened.index("fake").parts)) for id in opened.index("fake").part_ids(part).to_pylist()
+    ]
+    assert len(ids) == len(set(ids)), "an utterance stands twice"
+    return {id: opened.frames("fake", id).tobytes() for id in ids}
+
+
+def foreign(store: Path) -> list[str]:
+    """Files that belong to no committed part."""
+    index = {p.stem for p in layout.index_dir(store, "fake").glob("[!.]*.parquet")}
+    kept = {f"features.zarr/fake/{part}" for part in index}
+    kept |= {f"utterances/{part}.parquet" for part in index} | {f"index/fake/{part}.parquet" for part in index}
+    kept |= {"features.zarr/zarr.json", "features.zarr/fake/zarr.json"}
+    found = []
+    for path in store.rglob("*"):
+        name = path.relative_to(store).as_posix()
+        if path.is_file() and name not in kept and "/".join(name.split("/")[:3]) not in kept:
+            found.append(name)
+    return found
+
+
+def check_and_resume(
+    store: Path, utterances: list[Utterance], expected: Content, seen: Content | None = None
+) -> Content:
+    """All that must hold after a stop, then the rest of the extraction; returns what was committed at the stop."""
+    try:
+        committed = content(store)
+    except (StoreError, KeyError) as error:  # stopped before the store or the feature was made
+        assert "not a store" in str(error) or "no such folder" in str(error) or "has no feature" in str(error), error
+        assert not seen
+        committed = {}
+    else:
+        assert committed.items() <= expected.items()
+        assert (seen or {}).items() <= committed.items(), "something committed is gone"
+    if (store / "features.zarr" / "zarr.json").exists():
+        assert verify(store).damaged == []
+        verify(store, repair=True)
+        assert verify(store).findings == []
+        assert foreign(store) == []
+        assert (content(store) if committed else {}) == committed
+    run(utterances, store)
+    assert content(store) == expected
+    assert verify(store).findings == []
+    return committed
+
+
+def fail_at(number: int, act: Callable[[str, object], None]) -> Callable[[], int]:
+    """From the `number`-th call of the system's file functions on, `act` first; returns how many there were."""
+    count = 0
+
+    def patched(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object, **kwargs: object) -> object:
+            nonlocal count
+            count += 1
+            if count == number:
+                act(name, args[0])
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in CALLS:
+        setattr(os, name, patched(name, getattr(os, name)))
+    return lambda: count
+
+
+def _killed_at(number: int, utterances: list[Utterance], store: Path) -> None:
+    def die(name: str, argument: object) -> None:
+        if name == "fsync" and number % 2:  # torn: what was not synced yet may be lost
+            path = os.readlink(f"/proc/self/fd/{argument}")
+            if os.path.isfile(path):
+                os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    fail_at(number, die)
+    run(utterances, store)
+
+
+def start(target: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.fakes", "tests.test_kills", "featstore.extract"])
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def sweep(numbers: range, utterances: list[Utterance], expected: Content, folder: Path) -> int:
+    """Kill at each of `numbers` until one is beyond the last call; returns the kills."""
+    for kills, number in enumerate(numbers):
+        process = start(_killed_at, number, utterances, folder / str(number))
+        process.join(60)
+        if process.exitcode == 0:
+            assert content(folder / str(number)) == expected
+            return kills
+        assert process.exitcode == -signal.SIGKILL
+        check_and_resume(folder / str(number), utterances, expected)
+    raise AssertionError("the extraction makes more calls than were tried")
+
+
+def test_killed_at_some_steps(utterances: list[Utterance], expected: Content, tmp_path: Path) -> None:
+    assert sweep(range(1, 2000, 41), utterances, expected, tmp_path) >= 8
+
+
+@pytest.mark.slow
+def test_killed_at_every_step(utterances: list[Utterance], expected: Content, tmp_path: Path) -> None:
+    assert sweep(range(1, 2000), utterances, expected, tmp_path) >= 200
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(utterances: list[Utterance], tmp_path: Path) -> None:
+    """At least 100 times, with progress between the kills: a run ends when the extraction gets through."""
+    rng = np.random.default_rng(0)
+    whole = tmp_path / "whole"
+    slow_extraction(utterances, whole).join(60)
+    expected = content(whole)
+    kills = rounds = 0
+    while kills < 100:
+        store, seen = tmp_path / str(rounds), {}
+        rounds += 1
+        for _ in range(60):
+            process = slow_extraction(utterances, store)
+            process.join(float(rng.uniform(0.02, 0.3)))
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+                kills += 1
+            try:
+                now = content(store)
+            except (StoreError, KeyError):
+                assert not seen
+                continue
+            assert seen.items() <= now.items() <= expected.items()
+            seen = now
+            if process.exitcode == 0:
+                break
+            assert verify(store).damaged == []
+        verify(store, repair=True)
+        assert foreign(store) == [] and verify(store).findings == []
+        slow_extraction(utterances, store).join(60)
+        assert content(store) == expected
+    assert rounds >= 3
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_failing_disk_is_one_error_and_resumed(
+    code: int, utterances: list[Utterance], expected: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = 0
+    for number in range(1 + code % 23, 3000, 23):
+        with monkeypatch.context() as patch:
+            for name in CALLS:
+                patch.setattr(os, name, getattr(os, name))
+
+            def refuse(name: str, argument: object) -> None:
+                raise OSError(code, os.strerror(code))
+
+            calls = fail_at(number, refuse)
+            try:
+                run(utterances, tmp_path / str(number))
+            except OSError as error:
+                assert error.errno == code
+                failures += 1
+            else:
+                if calls() < number:
+                    break
+        check_and_resume(tmp_path / str(number), utterances, expected)
+    assert failures >= 15
+
+
+def test_a_worker_vanishes_beside_another(utterances: list[Utterance], tmp_path: Path) -> None:
+    whole, store = tmp_path / "whole", tmp_path / "s"
+    slow_extraction(utterances, whole).join(60)
+    one, other = slow_extraction(utterances, store), slow_extraction(utterances, store)
+    time.sleep(0.25)
+    one.kill()
+    one.join()
+    other.join(60)
+    assert other.exitcode == 0
+    verify(store, repair=True)
+    assert foreign(store) == [] and verify(store).findings == []
+    opened = featstore.open(store, verify=True)
+    assert {id: opened.frames("fake", id).tobytes() for id in opened.ids} == content(whole)
