@@ -144,14 +144,34 @@ def check_part(
             report.bytes += _check_chunk(folder / key, crc)
         _check_index(index_path)
     except StoreError as error:
-        return Finding(feature, part, str(error), ids)
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        return Finding(feature, part, f"{folder}: not readable ({type(error).__name__}: {error})", ids)
+        return Finding(feature, part, str(error), _whose(store, feature, part, ids))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+        problem = f"{folder}: not readable ({type(error).__name__}: {error})"
+        return Finding(feature, part, problem, _whose(store, feature, part, ids))
+    if not ids:
+        return Finding(feature, part, f"{index_path}: names no utterance")
     twice = tuple(id for id in ids if id in seen)
     seen.update(dict.fromkeys(ids, part))
     if len(twice) == len(ids):
         return Finding(feature, part, f"all of it stands in part {seen[ids[0]]} too (two writers met)", leftover=True)
     return None
+
+
+def _whose(store: Path, feature: str, part: str, ids: tuple[str, ...]) -> tuple[str, ...]:
+    """Ids in a damaged part: both of its tables hold them; the one that is as it was committed is right."""
+    found = [ids] if ids else []
+    try:
+        sha = read_seal(layout.feature_dir(store, feature) / part)["sha256"]
+    except (StoreError, KeyError, TypeError):
+        sha = {}
+    for kind, folder in (("utterances", layout.utterances_dir(store)), ("index", layout.index_dir(store, feature))):
+        path = folder / f"{part}.parquet"
+        try:
+            own = _ids(path)
+            found.insert(0 if hashlib.sha256(path.read_bytes()).hexdigest() == sha.get(kind) else len(found), own)
+        except (StoreError, OSError, AttributeError):
+            continue
+    return found[0] if found else ()
 
 
 def _ids(index_path: Path) -> tuple[str, ...]:

@@ -89,6 +89,8 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise StoreError(f"{path}: missing") from None
+    except OSError as error:
+        raise StoreError(f"{path}: not readable ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, StoreError):
             raise

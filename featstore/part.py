@@ -93,6 +93,8 @@ class Part:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise StoreError(f"{path}: the chunk is missing; run: featstore verify --repair") from None
+        except OSError as error:
+            raise StoreError(f"{path}: not readable ({error.strerror}); run: featstore verify") from None
         if self._verify and crc32c(memoryview(mapped)[:size]) != int.from_bytes(mapped[size:], "little"):
             raise StoreError(f"{path}: damaged (CRC32C differs); run: featstore verify --repair")
         return np.frombuffer(mapped, dtype=kind, count=rows * self._spec.dim).reshape(rows, self._spec.dim)

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 import featstore
+from cli.featstore import app
 from featstore import integrity
 from tests.test_store import fill, spec, utterance
 
@@ -28,38 +30,94 @@ def test_a_whole_store_has_no_findings(store: Path) -> None:
     assert report.parts >= 2
 
 
-def test_random_damages_are_all_found(store: Path, tmp_path: Path) -> None:
+def damage(kind: str, path: Path, other: Path, rng: np.random.Generator) -> None:
+    """Damage `path` (and `other`, where two files are swapped)."""
+    data = bytearray(path.read_bytes())
+    if kind == "flip":
+        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+    elif kind == "cut":
+        del data[int(rng.integers(len(data))) :]
+    elif kind == "grow":
+        data += rng.bytes(int(rng.integers(1, 9)))
+    elif kind == "zero":
+        data = bytearray(len(data))
+    elif kind == "noise":
+        data = bytearray(rng.bytes(len(data)))
+    elif kind == "swap":
+        theirs = other.read_bytes()
+        other.write_bytes(data)
+        data = bytearray(theirs)
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind != "remove":
+        path.write_bytes(data)
+
+
+def test_a_thousand_random_damages_are_all_found(store: Path) -> None:
+    """Whatever happens to whatever file: it is found, and where it is a part's, the part and its utterances are named."""
     rng = np.random.default_rng(0)
-    files = sorted(p.relative_to(store) for p in store.rglob("*") if p.is_file())
-    chunks = [p for p in files if p.name == "0" and "frames" in p.parts]
-    for trial in range(150):
-        broken = tmp_path / "broken"
-        shutil.copytree(store, broken)
-        kind = rng.choice(["flip", "cut", "remove", "swap"])
-        path = broken / files[rng.integers(len(files))]
-        data = bytearray(path.read_bytes())
-        if kind == "flip":
-            at = int(rng.integers(len(data)))
-            data[at] ^= 1 << int(rng.integers(8))
-            path.write_bytes(data)
-        elif kind == "cut":
-            path.write_bytes(data[: int(rng.integers(len(data)))])
-        elif kind == "remove":
-            path.unlink()
-        else:
-            a, b = (broken / p for p in rng.choice(np.array(chunks, dtype=object), 2, replace=False))
-            if a.read_bytes() == b.read_bytes():
-                shutil.rmtree(broken)
-                continue
-            a_bytes = a.read_bytes()
-            a.write_bytes(b.read_bytes())
-            b.write_bytes(a_bytes)
-        what = f"trial {trial}: {kind} {path.relative_to(broken)}"
+    files = sorted(p for p in store.rglob("*") if p.is_file())
+    whole = {p: p.read_bytes() for p in files}
+    parts = {p.stem: set(pq.read_table(p)["id"].to_pylist()) for p in (store / "index" / "mimi").glob("*.parquet")}
+    owner = {p: next((name for name in parts if name in p.as_posix()), "") for p in files}
+    assert len(parts) >= 3
+    kinds = ["flip", "cut", "grow", "zero", "noise", "swap", "remove", "folder"]
+    done = 0
+    while done < 1000:
+        kind = kinds[done % len(kinds)]
+        path, other = (files[i] for i in rng.choice(len(files), 2, replace=False))
+        if kind == "swap":  # of one kind, so that each is whole in itself
+            alike = [p for p in files if p.name == path.name and p.parts[-4:-1] == path.parts[-4:-1] and p != path]
+            alike = alike or [p for p in files if p.suffix == path.suffix and p != path]
+            other = alike[int(rng.integers(len(alike)))]
+        if kind == "swap" and whole[path] == whole[other]:
+            continue  # nothing would be damaged
+        damage(kind, path, other, rng)
+        what = f"{done}: {kind} {path.relative_to(store)}"
         try:
-            assert integrity.verify(broken).findings, what
+            findings = integrity.verify(store).findings
+            assert findings, what
+            for changed in {path, other} if kind == "swap" else {path}:
+                if not owner[changed]:
+                    continue
+                (finding,) = [f for f in findings if f.part == owner[changed]]
+                gone = changed.parent.name == "mimi" and kind == "remove"  # as if it had never been committed
+                assert gone or set(finding.utterances) == parts[owner[changed]], (what, finding)
         except featstore.StoreError as error:
-            assert "zarr.json" in str(error), what  # the store's own root
-        shutil.rmtree(broken)
+            assert store / "features.zarr" / "zarr.json" in (path, other), (what, error)
+        for changed in (path, other):
+            if changed.is_dir():
+                changed.rmdir()
+            changed.write_bytes(whole[changed])
+        done += 1
+    assert integrity.verify(store).findings == []
+
+
+def test_the_command_names_the_damage_and_exits_2(store: Path) -> None:
+    for name in ("features.zarr/mimi/*/frames/c/0/0", "index/mimi/*", "utterances/*", "features.zarr/mimi/zarr.json"):
+        path = sorted(store.glob(name))[0]
+        data = path.read_bytes()
+        path.write_bytes(data.replace(data[8:12], b"DMGD", 1))
+        result = CliRunner().invoke(app, ["verify", str(store)])
+        assert result.exit_code == 2 and "DAMAGED mimi" in result.stdout, (name, result.output)
+        path.write_bytes(data)
+    assert CliRunner().invoke(app, ["verify", str(store)]).exit_code == 0
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut", "grow", "zero", "noise", "remove", "folder"])
+def test_a_reader_never_takes_a_damaged_chunk_for_frames(store: Path, kind: str) -> None:
+    """Whole-file damage is seen at once; a changed byte, where the reader was asked to verify."""
+    rng = np.random.default_rng(1)
+    chunk = sorted(store.glob("features.zarr/mimi/*/frames/c/0/0"))[0]
+    part = chunk.parts[-5]
+    (id, *_) = pq.read_table(store / "index" / "mimi" / f"{part}.parquet")["id"].to_pylist()
+    damage(kind, chunk, chunk, rng)
+    with pytest.raises(featstore.StoreError):
+        featstore.open(store, verify=True).frames("mimi", id)
+    if kind not in ("flip", "zero", "noise"):
+        with pytest.raises(featstore.StoreError):
+            featstore.open(store).frames("mimi", id)
 
 
 def test_an_edited_table_is_found(store: Path) -> None:
