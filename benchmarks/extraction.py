@@ -102,8 +102,11 @@ def reference(weights: str, device: torch.device) -> dict[str, object]:
 def flops_per_s(extractor: Extractor, seconds: float = 12.0) -> float:
     """Floating-point operations of convolutions and matrix products for one second of audio."""
     wave = np.random.default_rng(0).normal(size=int(seconds * extractor.spec.sample_rate_hz)).astype(np.float32) / 10
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the counter sees this thread only
     with FlopCounterMode(display=False) as counter:
         extractor.extract([wave])
+    torch.set_num_threads(threads)
     return counter.get_total_flops() / seconds
 
 
