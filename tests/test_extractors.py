@@ -532,7 +532,8 @@ def test_titanet_dense_does_not_show_its_stretches(monkeypatch: pytest.MonkeyPat
 
 
 def test_running_sums_are_moments_of_windows() -> None:
-    x, weight = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) + 100, torch.rand(50, 3)
+    seeded = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(50, 3, generator=seeded) + 100, torch.rand(50, 3, generator=seeded)
     low, high = torch.tensor([0, 10, 49]), torch.tensor([7, 50, 50])
     mean, deviation = titanet_dense._moments(x, weight, low, high, eps=1e-10)
     for row, (a, b) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):

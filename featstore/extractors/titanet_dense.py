@@ -84,18 +84,23 @@ def _reach(centres: Tensor, frames: int) -> tuple[Tensor, Tensor]:
 
 def _moments(x: Tensor, weight: Tensor | None, low: Tensor, high: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
     """Weighted mean and deviation (at least sqrt(eps)) of ``x[low:high]``, a row a window: two ``(windows, dim)``."""
-    # Around the stretch's own mean, lest the difference of two large numbers be what is left.
-    centre = x.mean(0)
-    x = x - centre
-    weighted = x if weight is None else x * weight
+    # Around the stretch's own mean and with wide products, lest the difference of two large numbers be what is left.
+    wide = _widened(x)
+    centre = wide.mean(0)
+    wide = wide - centre
+    weighted = wide if weight is None else wide * weight
     total = (high - low)[:, None] if weight is None else _sums(weight, low, high)
     mean = _sums(weighted, low, high) / total
-    variance = _sums(weighted * x, low, high) / total - mean.square()
+    variance = _sums(weighted * wide, low, high) / total - mean.square()
     return (mean + centre).to(x.dtype), variance.clamp_(min=eps).sqrt_().to(x.dtype)
 
 
 def _sums(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Sums of ``x[low:high]``, a row a window, as differences of running sums (in float64 where the device has it)."""
-    wide = x.to(torch.float32 if x.device.type == "mps" else torch.float64)
-    running = functional.pad(wide.cumsum(0), (0, 0, 1, 0))
+    """Sums of ``x[low:high]``, a row a window, as differences of running sums."""
+    running = functional.pad(_widened(x).cumsum(0), (0, 0, 1, 0))
     return running[high] - running[low]
+
+
+def _widened(x: Tensor) -> Tensor:
+    """In float64 where the device has it."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
