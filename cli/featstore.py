@@ -56,6 +56,9 @@ def extract(
         list[str] | None, typer.Option("--set", help="A setting of the encoder's own, key=value; may be repeated.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="For utterances whose manifest names no split.")] = None,
+    audio_root: Annotated[
+        Path | None, typer.Option(help="Refuse a manifest that names files outside of this folder \\[any file].")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads \\[all cores].")] = None,
     batch_s: Annotated[
         float | None, typer.Option(min=0.1, help="Seconds of audio a batch \\[15 on a CPU, 960 on CUDA].")
@@ -103,7 +106,7 @@ def extract(
     from featstore.manifest import ignored_keys, read_manifest
 
     _check_engine(engine, shard, ray_address, actors, device)
-    utterances = read_manifest(manifest, split=split)
+    utterances = read_manifest(manifest, split=split, audio_root=audio_root)
     if ignored := ignored_keys(manifest):
         _note(f"{manifest}: keys that nothing here reads: {', '.join(ignored)}")
     piece = _shard(shard)

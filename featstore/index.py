@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -112,12 +113,10 @@ class Index:
         self.store = store
         paths = sorted(p for p in layout.index_dir(store, spec.name).glob("*.parquet") if not p.name.startswith("."))
         self.part_names = [path.stem for path in paths]
-        sizes, table = read_tables(paths, layout.INDEX_SCHEMA)
-        #: First frame inside the part, number of frames, part number.
-        self.first, self.num = _numbers(table["first_frame"]), _numbers(table["num_frames"])
+        sizes, ids, self.first, self.num = read_rows(paths)
+        #: Part number of each row.
         self.part = np.repeat(np.arange(len(paths), dtype=np.int32), sizes)
         # The first part that holds an id wins: two writers may have met.
-        ids = table["id"].combine_chunks()
         shared = [other for other in known if other.ids.equals(ids)]
         self.rows = shared[0] if shared else Ids(ids)
         #: First row of each part.
@@ -147,6 +146,31 @@ class Index:
         return row
 
 
+def read_rows(paths: Sequence[Path]) -> tuple[NDArray[np.int64], pa.Array, NDArray[np.int64], NDArray[np.int64]]:
+    """Index tables of a feature, one behind another: rows of each, and of each row its id, first frame (inside its
+    part) and number of frames.
+
+    Raises
+    ------
+    StoreError : not readable, or the utterances of a part do not lie one behind another from its first frame on.
+    """
+    sizes, table = read_tables(paths, layout.INDEX_SCHEMA)
+    first, num = _numbers(table["first_frame"]), _numbers(table["num_frames"])
+    wrong = (num < 1) | (num > _MAX_FRAMES)
+    if not wrong.any():
+        before = np.cumsum(num) - num
+        begin = np.repeat(np.cumsum(sizes) - sizes, sizes)
+        wrong = first != before - before[begin]
+    if wrong.any():
+        part = int(np.searchsorted(np.cumsum(sizes), np.argmax(wrong), side="right"))
+        raise StoreError(f"{paths[part]}: rows overlap or leave gaps; run: featstore verify")
+    return sizes, table["id"].combine_chunks(), first, num
+
+
+#: Of one utterance: more than five years at 12.5 Hz. Sums of them fit 64 bits.
+_MAX_FRAMES = 1 << 31
+
+
 def read_tables(paths: Sequence[Path], schema: pa.Schema) -> tuple[NDArray[np.int64], pa.Table]:
     """Tables of a store one behind another, each column in one piece; and how many rows each has. See `read_table`."""
     with ThreadPoolExecutor() as pool:
@@ -163,16 +187,84 @@ def read_tables(paths: Sequence[Path], schema: pa.Schema) -> tuple[NDArray[np.in
 
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """A table of a store.
+    """A table of a store. A stranger's file may claim more than it holds: it is believed as far as it is long.
 
     Raises
     ------
-    StoreError : missing, not Parquet, or other columns than `schema`.
+    StoreError : missing, not Parquet, other columns than `schema`, an id missing or too long, or sizes that no table
+        of this many bytes has.
     """
     try:
-        with pq.ParquetFile(path) as file:
-            return file.read(columns=schema.names, use_threads=False).select(schema.names).cast(schema)
+        with open(path, "rb") as raw:
+            metadata = pq.read_metadata(raw)
+            _check_claims(metadata, os.fstat(raw.fileno()).st_size)
+            # A text that stands often is kept once until all of them are known to be short.
+            with pq.ParquetFile(raw, metadata=metadata, read_dictionary=_spelled_once(metadata)) as file:
+                table = file.read(columns=schema.names, use_threads=False).select(schema.names)
+        for name in schema.names:
+            _check_values(name, table[name])
+        table = table.cast(schema)
+        if len(table) and pc.min(pc.binary_length(table["id"])).as_py() < 1:
+            raise ValueError("a row without an id")
+        return table
     except FileNotFoundError:
         raise StoreError(f"{path}: missing; run: featstore verify --repair") from None
-    except (pa.ArrowException, KeyError, OSError) as error:
+    except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise StoreError(f"{path}: not readable ({str(error).splitlines()[0]}); run: featstore verify") from None
+
+
+#: No column of ours takes fewer bytes a value than this allows: ids are all different.
+_MAX_VALUES_PER_BYTE = 64
+#: The longest text (an id has up to 1024 characters, of up to 4 bytes), and what a whole column may hold.
+_MAX_TEXT_BYTES, _MAX_COLUMN_BYTES = 4096, 1 << 30
+
+
+def _check_claims(metadata: pq.FileMetaData, file_bytes: int) -> None:
+    most = max(1 << 16, _MAX_VALUES_PER_BYTE * file_bytes)
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(column)
+            if not 0 <= chunk.num_values <= most or not 0 <= chunk.total_uncompressed_size <= _MAX_COLUMN_BYTES:
+                raise ValueError(
+                    f"{file_bytes} bytes that claim {chunk.num_values} values, {chunk.total_uncompressed_size} bytes"
+                )
+    if not 0 <= metadata.num_rows <= most:
+        raise ValueError(f"{file_bytes} bytes that claim {metadata.num_rows} rows")
+
+
+def _spelled_once(metadata: pq.FileMetaData) -> list[str]:
+    """Columns of text that name their values by number: a short file could spell out a terabyte."""
+    return [
+        metadata.schema.column(column).path
+        for column in range(metadata.num_columns)
+        if metadata.schema.column(column).physical_type == "BYTE_ARRAY"
+        and any(metadata.row_group(g).column(column).has_dictionary_page for g in range(metadata.num_row_groups))
+    ]
+
+
+_MAY_BE_NULL = ("speaker", "turns")
+
+
+def _check_values(name: str, column: pa.ChunkedArray) -> None:
+    if column.null_count and name not in _MAY_BE_NULL:
+        raise ValueError(f"{name}: a row without a value")
+    for chunk in column.chunks:
+        for values in _texts(chunk):
+            longest = pc.max(pc.binary_length(values)).as_py() or 0
+            if longest > _MAX_TEXT_BYTES:
+                raise ValueError(f"{name}: a text of {longest} bytes; up to {_MAX_TEXT_BYTES} are taken")
+
+
+def _texts(array: pa.Array) -> Iterator[pa.Array]:
+    """The texts in an array, however deep, as their dictionaries hold them."""
+    if isinstance(array, pa.DictionaryArray):
+        yield from _texts(array.dictionary)
+    elif isinstance(array, pa.ListArray):
+        yield from _texts(array.values)
+    elif isinstance(array, pa.StructArray):
+        for field in array.flatten():
+            if field.null_count:
+                raise ValueError("a turn without a value")
+            yield from _texts(field)
+    elif pa.types.is_string(array.type):
+        yield array

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featstore import layout
+from featstore.index import read_rows, read_table
 from featstore.layout import StoreError
 from featstore.part import crc32c
 from featstore.types import FeatureSpec
@@ -76,9 +76,12 @@ def verify(
         {p.name for folder in (layout.group_dir(store), store / "index") for p in folder.glob("*") if p.is_dir()}
     )
     parts = {name: _part_names(store, name) for name in features}
+    for name in features:  # empty folders of an extraction stopped before it wrote the spec are nobody's loss
+        if not parts[name] and not (layout.feature_dir(store, name) / "zarr.json").exists():
+            del parts[name]
     of, done = sum(len(found) for found in parts.values()), 0
     known: set[str] = set()
-    for name in features:
+    for name in parts:
         spec = _check_feature(store, name, report)
         seen: dict[str, str] = {}
         for part in parts[name]:
@@ -142,7 +145,7 @@ def check_part(
                 raise StoreError(f"{path}: does not belong here")
         for key, crc in expected.items():
             report.bytes += _check_chunk(folder / key, crc)
-        _check_index(index_path)
+        read_rows([index_path])
     except StoreError as error:
         return Finding(feature, part, str(error), _whose(store, feature, part, ids))
     except (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
@@ -174,11 +177,8 @@ def _whose(store: Path, feature: str, part: str, ids: tuple[str, ...]) -> tuple[
     return found[0] if found else ()
 
 
-def _ids(index_path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(pq.read_table(index_path, partitioning=None)["id"].to_pylist())
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise StoreError(f"{index_path}: not readable ({str(error).splitlines()[0]})") from None
+def _ids(path: Path) -> tuple[str, ...]:
+    return tuple(read_table(path, pa.schema([("id", pa.string())]))["id"].to_pylist())
 
 
 def read_seal(folder: Path) -> dict[str, Any]:
@@ -223,30 +223,42 @@ def _check_chunk(path: Path, expected: int) -> int:
     return size
 
 
-def _check_index(index_path: Path) -> None:
-    table = pq.read_table(index_path, partitioning=None)
-    first, num = table["first_frame"].to_numpy(), table["num_frames"].to_numpy()
-    if np.any(num < 1) or np.any(first != np.cumsum(num) - num):
-        raise StoreError(f"{index_path}: rows overlap or leave gaps")
-
-
 def _leftovers(store: Path, known: set[str]) -> Iterator[Finding]:
-    for path in sorted(layout.utterances_dir(store).glob("*")):
+    """What belongs to no part. Where it is a file or folder of its own, `Finding.part` is its path."""
+    for path in sorted(layout.utterances_dir(store).glob("*.parquet")):
         if not path.name.startswith(".") and path.stem not in known:
             yield Finding("", path.stem, "its facts were written, its frames never committed", leftover=True)
-    for folder in (layout.utterances_dir(store), *sorted((store / "index").glob("*")), layout.group_dir(store)):
-        for path in sorted(folder.glob(".*.tmp")):
-            yield Finding("", str(path.relative_to(store)), "a temporary file of an interrupted write", leftover=True)
-    for path in sorted(layout.group_dir(store).glob("*/**/.*.tmp")):
-        yield Finding("", str(path.relative_to(store)), "a temporary file of an interrupted write", leftover=True)
+    if (store / "incoming").exists():
+        yield Finding("", "incoming/", "parts of an interrupted pull; pull again to go on", leftover=True)
+    group, index = layout.group_dir(store), store / "index"
+    tables = [layout.utterances_dir(store), *(p for p in sorted(index.glob("*")) if p.is_dir())]
+    groups = [group, *(p for p in sorted(group.glob("*")) if p.is_dir())]
+    for folder, belongs in (*((f, "*.parquet") for f in tables), *((f, "zarr.json") for f in groups)):
+        for path in sorted(folder.glob("*")):
+            if path.is_file() and not path.match(belongs) and not _temporary(path):
+                yield Finding("", path.relative_to(store).as_posix(), "does not belong here", leftover=True)
+    for folder in (*tables, store / "failures", group):
+        for path in sorted(folder.rglob(".*.tmp") if folder == group else folder.glob(".*.tmp")):
+            name = path.relative_to(store).as_posix()
+            yield Finding("", name, "a temporary file of an interrupted write", leftover=True)
+
+
+def _temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 def _set_aside(store: Path, finding: Finding) -> None:
     """Index first: without it, the part is no longer part of the store, whatever happens next."""
     if not finding.part:
         return  # a feature's or the store's own metadata: nothing to set aside without losing everything
-    if finding.part.endswith(".tmp"):
-        (store / finding.part).unlink(missing_ok=True)
+    if "/" in finding.part:
+        path = store / finding.part
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif _temporary(path):
+            path.unlink(missing_ok=True)
+        else:
+            _move(store, path)
         return
     paths = [layout.utterances_dir(store) / f"{finding.part}.parquet"]
     if finding.feature:
@@ -258,7 +270,17 @@ def _set_aside(store: Path, finding: Finding) -> None:
         if finding.leftover:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         else:
-            target = store / "damaged" / path.relative_to(store)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
+            _move(store, path)
         layout.sync(path.parent)
+
+
+def _move(store: Path, path: Path) -> None:
+    """Into ``STORE/damaged``, which is on the disk before the file is gone from where it was."""
+    target = store / "damaged" / path.relative_to(store)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.parent
+    while folder != store.parent:
+        layout.sync(folder)
+        folder = folder.parent
+    os.replace(path, target)
+    layout.sync(target.parent)

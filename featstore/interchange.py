@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -108,12 +108,12 @@ def import_hdf5(
         if found != VERSION:
             raise StoreError(f"{path}: expected an export of version {VERSION} (whowhen_hdf5), found {found!r}")
         try:
-            known = {u.id: u for u in map(_utterance, file["utterances"].asstr())}
-            groups = dict(file["features"].items())
+            known = {u.id: u for u in map(_utterance, _texts(file, "utterances"))}
+            groups = {name: _own(file, f"features/{name}", h5py.Group) for name in _own(file, "features", h5py.Group)}
             checked = {name: _check_feature(str(path), name, group) for name, group in groups.items()}
         except StoreError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OSError, RuntimeError, OverflowError) as error:
             raise StoreError(f"{path}: not as `featstore export` writes it ({error})") from None
         of = sum(len(num) for _, _, num in checked.values())
         done = added = 0
@@ -134,19 +134,57 @@ def import_hdf5(
 def _check_feature(path: str, name: str, group: h5py.Group) -> tuple[FeatureSpec, list[str], np.ndarray]:
     """Believe sizes only as far as the file itself is long: nothing is allocated for what it does not hold."""
     spec = FeatureSpec.from_json(json.loads(group.attrs["spec"]))
-    ids, num, frames = group["id"], group["num_frames"], group["frames"]
+    num, frames = (_own(group, key, h5py.Dataset) for key in ("num_frames", "frames"))
     if spec.name != name or spec.fingerprint != group.attrs["fingerprint"]:
         raise StoreError(f"{path}: feature {name!r}: the spec was edited")
     if frames.ndim != 2 or frames.shape[1] != spec.dim or frames.dtype != np.dtype(spec.dtype):
         raise StoreError(f"{path}: feature {name!r}: expected (frames, {spec.dim}) {spec.dtype}, found {frames}")
-    if frames.chunks is not None or frames.id.get_storage_size() != frames.nbytes:
+    if not _whole(frames, frames.nbytes):
         raise StoreError(f"{path}: feature {name!r}: frames are not stored whole")
-    if num.ndim != 1 or num.shape != ids.shape or num.dtype.kind != "i" or num.nbytes > os.path.getsize(path):
+    if num.ndim != 1 or num.dtype.kind != "i" or not _whole(num, num.nbytes):
+        raise StoreError(f"{path}: feature {name!r}: num_frames is no stored list of whole numbers")
+    counts, ids = num[:], list(_texts(group, "id"))
+    if len(ids) != len(counts) or len(set(ids)) != len(ids):
         raise StoreError(f"{path}: feature {name!r}: id and num_frames do not fit each other")
-    counts = num[:]
-    if np.any(counts < 1) or int(counts.sum()) != frames.shape[0]:
+    if np.any(counts < 1) or np.any(counts > frames.shape[0]) or int(counts.sum()) != frames.shape[0]:
         raise StoreError(f"{path}: feature {name!r}: num_frames do not add up to {frames.shape[0]} frames")
-    return spec, list(ids.asstr()), counts
+    return spec, ids, counts
+
+
+def _own(group: h5py.Group, name: str, kind: type) -> Any:
+    """What the file itself holds under a name: a link may point to any file that the reader may read."""
+    if "/" not in name and not isinstance(group.get(name, getlink=True), h5py.HardLink | None):
+        raise StoreError(f"{group.file.filename}: {name!r} is a link to somewhere else; not followed")
+    found = group[name]
+    if not isinstance(found, kind):
+        raise StoreError(f"{group.file.filename}: expected {name!r} to be a {kind.__name__}")
+    return found
+
+
+def _whole(data: h5py.Dataset, num_bytes: int) -> bool:
+    """Whether every byte that a dataset claims lies in this very file, one behind another."""
+    contiguous = data.chunks is None and not data.external and not data.is_virtual
+    return contiguous and data.id.get_storage_size() == num_bytes
+
+
+def _texts(group: h5py.Group, name: str) -> Iterator[str]:
+    """A dataset of texts: in the file, each is a `_REFERENCE` to where its bytes are."""
+    path, data = group.file.filename, _own(group, name, h5py.Dataset)
+    kind = h5py.check_string_dtype(data.dtype)
+    if data.ndim != 1 or kind is None or kind.length or not _whole(data, data.size * _REFERENCE.itemsize):
+        raise StoreError(f"{path}: expected {name!r} to be a stored list of texts")
+    if not data.size:
+        return
+    length = np.fromfile(path, _REFERENCE, count=data.size, offset=data.id.get_offset())["length"]
+    if length.sum(dtype=np.uint64) > os.path.getsize(path):
+        raise StoreError(f"{path}: {name!r} holds texts that are longer than the file: one stands for many")
+    for at in range(0, len(data), _BLOCK):
+        yield from data.asstr()[at : at + _BLOCK]
+
+
+#: "Global heap ID" of the HDF5 file format specification, with the sizes that h5py writes.
+_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+_BLOCK = 4096
 
 
 def _utterance(text: str) -> Utterance:

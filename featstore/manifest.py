@@ -28,7 +28,9 @@ _READ = {"audio_filepath", "offset", "duration", "split", "rttm_filepath", *_ID,
 _NO_SPEAKER = {"infer", "-", ""}
 
 
-def read_manifest(path: str | PathLike[str], *, split: str | None = None) -> list[Utterance]:
+def read_manifest(
+    path: str | PathLike[str], *, split: str | None = None, audio_root: str | PathLike[str] | None = None
+) -> list[Utterance]:
     """Read a NeMo JSONL manifest, a folder saved by HF datasets, or ``hf:NAME[:CONFIG][@SPLIT]``.
 
     Paths in a manifest are relative to it. Ids come from utt_id (or id, uniq_id), else from the audio path without
@@ -37,6 +39,8 @@ def read_manifest(path: str | PathLike[str], *, split: str | None = None) -> lis
     Parameters
     ----------
     split : for utterances whose manifest names none.
+    audio_root : of a JSONL manifest, refuse audio and RTTM files outside of this folder, links followed; for manifests
+        from strangers. Without it, a manifest may name any file that you may read.
 
     Raises
     ------
@@ -44,11 +48,13 @@ def read_manifest(path: str | PathLike[str], *, split: str | None = None) -> lis
     """
     name = str(path)
     if name.startswith("hf:") or Path(name).is_dir():
+        if audio_root is not None:
+            raise ValueError(f"{name}: an audio root bounds JSONL manifests only; a dataset brings its own audio")
         from featstore.hf import read_dataset
 
         utterances = read_dataset(name)
     else:
-        utterances = _read_jsonl(Path(name))
+        utterances = _read_jsonl(Path(name), None if audio_root is None else Path(audio_root).resolve())
     if not utterances:
         raise ValueError(f"{name}: no utterance in it")
     twice = [id for id, count in Counter(u.id for u in utterances).items() if count > 1]
@@ -72,7 +78,7 @@ def ignored_keys(path: str | PathLike[str]) -> list[str]:
     return sorted(keys - _READ)
 
 
-def _read_jsonl(path: Path) -> list[Utterance]:
+def _read_jsonl(path: Path, bound: Path | None) -> list[Utterance]:
     if not path.is_file():
         raise ValueError(f"{path}: no such manifest; give a .jsonl file, a saved dataset's folder or hf:NAME")
     entries = []
@@ -91,6 +97,11 @@ def _read_jsonl(path: Path) -> list[Utterance]:
         entries.append((where, entry))
     several = {p for p, count in Counter(str(e.get("audio_filepath")) for _, e in entries).items() if count > 1}
     root = path.parent.resolve()  # so that a store finds its audio from any folder
+    if bound:
+        for where, entry in entries:
+            for key in ("audio_filepath", "rttm_filepath"):
+                if entry.get(key) and not (found := (root / _text(where, entry, key)).resolve()).is_relative_to(bound):
+                    raise ValueError(f"{where}: {key} {found} is outside of the audio root {bound}")
     return [_utterance(where, entry, root, several) for where, entry in entries]
 
 

@@ -23,7 +23,7 @@ class Part:
         self._folder, self._spec, self._verify = folder, spec, verify
         self.num_frames, self.num_utterances = num_frames, num_utterances
         self._chunk_rows = 0
-        self._chunks: list[NDArray | None] = []
+        self._chunks: dict[int, NDArray] = {}  # by number: how many there are, only metadata claims
         self._pooled: dict[str, NDArray] = {}
 
     def rows(self, start: int, stop: int) -> NDArray:
@@ -33,14 +33,12 @@ class Part:
         ------
         StoreError : a chunk is missing, of the wrong size or (with `verify`) damaged.
         """
-        if not self._chunk_rows:
-            size = self._read_chunk_rows("frames", self.num_frames)
-            self._chunks = [None] * -(-self.num_frames // size)
-            self._chunk_rows = size  # last: other threads take it as the sign that all is there
         size = self._chunk_rows
+        if not size:
+            size = self._chunk_rows = self._read_chunk_rows("frames", self.num_frames)
         i = start // size
         if stop <= (i + 1) * size:
-            chunk = self._chunks[i] if i < len(self._chunks) else None
+            chunk = self._chunks.get(i)
             if chunk is None:
                 chunk = self._chunk(i)
             return chunk[start - i * size : stop - i * size]
@@ -50,9 +48,9 @@ class Part:
         return np.concatenate(pieces)
 
     def _chunk(self, i: int) -> NDArray:
-        if i >= len(self._chunks):  # only an empty crop at the very end asks for this
+        if i * self._chunk_rows >= self.num_frames:  # only an empty crop at the very end asks for this
             return np.empty((0, self._spec.dim), dtype=self._spec.dtype)
-        chunk = self._chunks[i]
+        chunk = self._chunks.get(i)
         if chunk is None:
             chunk = self._chunks[i] = self._map("frames", i, self._chunk_rows, self._spec.dtype)
         return chunk
@@ -72,12 +70,13 @@ class Part:
             shape, chunk = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"]
         except (KeyError, TypeError):
             raise StoreError(f"{path}: no Zarr v3 array metadata; run: featstore verify") from None
-        if shape != [rows, self._spec.dim] or len(chunk) != 2 or chunk[1] != shape[1] or not 0 < chunk[0] <= rows:
+        whole = shape == [rows, self._spec.dim] and isinstance(chunk, list) and len(chunk) == 2 and chunk[1] == shape[1]
+        if not whole or type(chunk[0]) is not int or not 0 < chunk[0] <= rows:
             raise StoreError(
                 f"{path}: expected shape {[rows, self._spec.dim]} in whole rows, found shape {shape}, chunks {chunk}; "
                 "run: featstore verify"
             )
-        return int(chunk[0])
+        return chunk[0]
 
     def _map(self, array: str, i: int, rows: int, dtype: str) -> NDArray:
         path = self._folder / array / "c" / str(i) / "0"

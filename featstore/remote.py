@@ -177,17 +177,18 @@ class Remote:
         StoreError : there is no store, or its listing names files outside of it.
         """
         if not self.web:
-            found = self._call("", lambda: {m["path"]: m["size"] for b in self._obstore.list(self._store) for m in b})
+            everything = self._call("", lambda: [(m["path"], m["size"]) for b in self._obstore.list(self._store) for m in b])
+            found = {path: size for path, size in everything if path.startswith(_TOPS)}
         else:
             try:
-                found = dict(json.loads(self.read(LISTING, MAX_LISTING_BYTES))["files"])
+                found = json.loads(self.read(LISTING, MAX_LISTING_BYTES))["files"]
+                found = {path: size for path, size in found.items() if path.startswith(_TOPS)}
             except StoreError as error:
                 raise StoreError(
                     f"{error}; a web server's store needs the {LISTING} that featstore push writes"
                 ) from None
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise StoreError(f"{self.url}/{LISTING}: not a listing ({_first_line(error)})") from None
-        found = {path: size for path, size in found.items() if path.startswith(_TOPS)}
         for path, size in found.items():
             if not _SAFE.fullmatch(path) or ".." in path.split("/") or not isinstance(size, int) or size < 0:
                 raise StoreError(f"{self.url}: {path!r}, {size!r} bytes, is no file of a store")

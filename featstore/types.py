@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -76,13 +77,14 @@ def check_id(id: str) -> None:
 
     Raises
     ------
-    ValueError : empty, longer than 1024 characters, absolute, with a control character or a ``..`` part.
+    ValueError : empty, longer than 1024 characters, absolute, with a control character, half a surrogate pair (no
+        file holds one as UTF-8) or a ``..`` part.
     """
     if not id or len(id) > _MAX_ID_CHARS:
         raise ValueError(f"id must have 1 to {_MAX_ID_CHARS} characters, found {len(id)}")
-    if any(ord(c) < 32 for c in id):
-        raise ValueError(f"id {id!r} holds a control character")
-    if id.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", id):
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in id):
+        raise ValueError(f"id {id!r} holds a control character or half a surrogate pair")
+    if re.match(r"[/\\]|[A-Za-z]:[/\\]", id) or ".." in re.split(r"[/\\]", id):
         raise ValueError(f"id {id!r} points outside its root: ids are relative and have no '..' part")
 
 
@@ -179,6 +181,9 @@ class FeatureSpec:
         """
         try:
             grid = FrameGrid(**data["grid"])
+            for name, kind in (("name", str), ("dim", int), ("dtype", str), ("sample_rate_hz", int), ("model", str)):
+                if type(data[name]) is not kind:
+                    raise TypeError(f"{name} must be {kind.__name__}, found {data[name]!r}")
             return cls(**{**data, "grid": grid})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a feature spec: {error}") from None
