@@ -177,7 +177,9 @@ class Remote:
         StoreError : there is no store, or its listing names files outside of it.
         """
         if not self.web:
-            everything = self._call("", lambda: [(m["path"], m["size"]) for b in self._obstore.list(self._store) for m in b])
+            everything = self._call(
+                "", lambda: [(m["path"], m["size"]) for b in self._obstore.list(self._store) for m in b]
+            )
             found = {path: size for path, size in everything if path.startswith(_TOPS)}
         else:
             try:

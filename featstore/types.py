@@ -68,6 +68,10 @@ class Utterance:
         _finite(f"utterance {self.id!r}", start_s=self.start_s)
         if self.start_s < 0:
             raise ValueError(f"utterance {self.id!r}: start_s must be 0 or more, found {self.start_s}")
+        texts = {"audio": self.audio, "recording": self.recording, "speaker": self.speaker or "", "split": self.split}
+        for name, text in (*texts.items(), *(("speaker of a turn", t.speaker) for t in self.turns)):
+            if len(text) > _MAX_ID_CHARS:
+                raise ValueError(f"utterance {self.id!r}: {name} has {len(text)} characters, at most {_MAX_ID_CHARS}")
         if self.duration_s <= 0 or math.isinf(self.duration_s):
             raise ValueError(f"utterance {self.id!r}: duration_s must be more than 0, found {self.duration_s}")
 

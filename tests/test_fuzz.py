@@ -223,7 +223,9 @@ def exported(whole: Path) -> Path:
     return whole.parent / "s.h5"
 
 
-@pytest.mark.parametrize("what", ["external link", "soft link", "virtual", "external data", "dtype", "one text for all"])
+@pytest.mark.parametrize(
+    "what", ["external link", "soft link", "virtual", "external data", "dtype", "one text for all"]
+)
 def test_a_file_that_points_elsewhere(exported: Path, tmp_path: Path, what: str) -> None:
     secret, path = tmp_path / "secret.h5", tmp_path / "x.h5"
     shutil.copy(exported, path)
@@ -271,7 +273,7 @@ def test_ids_stay_below_their_root(id: str) -> None:
         for separator in ("/", "\\"):
             inside = os.path.normpath(os.path.join("/root/store", id.replace(separator, "/")))
             assert inside == "/root/store" or inside.startswith("/root/store/")
-        assert id.encode() and id.isprintable() or not any(c in id for c in "\n\r\0\x7f\x85")
+        assert id.encode() and not any(c in id for c in "\n\r\0\x7f\x85")
 
 
 keys = ["audio_filepath", "offset", "duration", "speaker", "label", "utt_id", "session_id", "split", "rttm_filepath"]
@@ -298,7 +300,9 @@ def test_a_manifest_of_anything(tmp_path_factory: pytest.TempPathFactory, lines:
 
 
 @fuzz
-@given(st.text(max_size=60) | st.lists(st.sampled_from(["SPEAKER", "a", "1", "-1", "nan", "1e400", "<NA>"])).map(" ".join))
+@given(
+    st.text(max_size=60) | st.lists(st.sampled_from(["SPEAKER", "a", "1", "-1", "nan", "1e400", "<NA>"])).map(" ".join)
+)
 def test_rttm_and_trials_of_anything(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed.txt"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))

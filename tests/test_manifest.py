@@ -40,6 +40,27 @@ def test_nemo_keys(tmp_path: Path) -> None:
     assert ignored_keys(path) == ["sex"]
 
 
+def test_a_strangers_manifest_keeps_to_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "in" / "link").parent.mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path)
+    fine = jsonl(tmp_path / "fine.jsonl", {"audio_filepath": "in/../in/a.wav"})
+    assert [u.id for u in read_manifest(fine, audio_root=tmp_path / "in")] == ["in/in/a"]
+    for key, name in (("audio_filepath", "b.wav"), ("audio_filepath", "/etc/x.wav"), ("rttm_filepath", "in/../b.rttm")):
+        path = jsonl(tmp_path / "m.jsonl", {"audio_filepath": "in/a.wav", key: name})
+        with pytest.raises(ValueError, match=f"m.jsonl:1: {key} .* is outside of the audio root"):
+            read_manifest(path, audio_root=tmp_path / "in")
+    with pytest.raises(ValueError, match="outside"):
+        read_manifest(jsonl(tmp_path / "m.jsonl", {"audio_filepath": "in/link/b.wav"}), audio_root=tmp_path / "in")
+    with pytest.raises(ValueError, match="a dataset brings its own audio"):
+        read_manifest("hf:some/corpus", audio_root=tmp_path)
+
+
+def test_a_text_that_no_reader_takes_is_not_written(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "m.jsonl", {"audio_filepath": "a.wav", "speaker": "x" * 1025})
+    with pytest.raises(ValueError, match="m.jsonl:1: .*speaker has 1025 characters, at most 1024"):
+        read_manifest(path)
+
+
 def test_turns_come_from_rttm_cut_to_the_utterance(tmp_path: Path) -> None:
     (tmp_path / "r.rttm").write_text(
         "SPEAKER mtg 1 0.0 2.0 <NA> <NA> a <NA> <NA>\nSPEAKER mtg 1 4.0 3.0 <NA> <NA> b <NA> <NA>\n"

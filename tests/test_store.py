@@ -77,7 +77,9 @@ def test_zarr_python_reads_the_same_values(tmp_path: Path) -> None:
         first, num = int(index.first[row]), int(index.num[row])
         np.testing.assert_array_equal(part["frames"][first : first + num], store.frames("mimi", id))
         np.testing.assert_array_equal(part["mean"][row - index.begin[index.part[row]]], store.pooled("mimi", [id])[0])
-        np.testing.assert_array_equal(part["std"][row - index.begin[index.part[row]]], store.pooled("mimi", [id], "std")[0])
+        np.testing.assert_array_equal(
+            part["std"][row - index.begin[index.part[row]]], store.pooled("mimi", [id], "std")[0]
+        )
         checked += 1
     assert checked == 12
     assert group["mimi"].attrs["fingerprint"] == spec().fingerprint
