@@ -262,7 +262,7 @@ def info(store: ReadableArgument, as_json: JsonOption = False) -> None:
         if f["warning"]:
             print(f"    warning: {f['warning']}")
     if facts["failures"]:
-        print(f"  {facts['failures']} failures, listed in {store / 'failures.jsonl'}")
+        print(f"  {facts['failures']} failure(s), listed in {store / 'failures.jsonl'}")
 
 
 def _facts(store: Any) -> dict[str, Any]:

@@ -34,6 +34,8 @@ LISTING = "listing.json"
 TRANSFERS, UPLOADS, PIECE_BYTES = 4, 2, 8 << 20
 #: Requests that fail with a server error, a reset or a time-out are repeated; so is what fails half-way, as a whole.
 RETRIES, RETRY_S, ATTEMPTS, TIMEOUT_S = 8, 300.0, 4, 120.0
+#: Where a cloud's own machines get their credentials, at Amazon, Google and Azure.
+_MACHINE_ROLE = "169.254.169.254"
 #: A listing names a few files a part; one of more bytes than this is not ours.
 MAX_LISTING_BYTES = 1 << 30
 _URL = re.compile(r"(s3|gs|az|https?|file):/+")
@@ -106,6 +108,11 @@ class Remote:
             except (PermissionError, errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
                 raise StoreError(f"{self.url}/{path}: access refused ({_first_line(error)})") from None
             except (errors.BaseError, OSError) as error:
+                if _MACHINE_ROLE in str(error):  # asked where it found no keys; only a cloud's own machines answer
+                    raise StoreError(
+                        f"{self.url}: no credentials in the environment; s3:// needs AWS_ACCESS_KEY_ID and "
+                        "AWS_SECRET_ACCESS_KEY, and where it is not Amazon's AWS_ENDPOINT_URL"
+                    ) from None
                 if attempt == ATTEMPTS:
                     raise StoreError(
                         f"{self.url}/{path}: given up after {attempt} attempts ({_first_line(error)})"
