@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from featstore import layout
+from featstore import footer, layout
 from featstore.layout import StoreError
 from featstore.part import Part
 from featstore.types import FeatureSpec
@@ -195,12 +195,13 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         of this many bytes has.
     """
     try:
-        with open(path, "rb") as raw:
-            metadata = pq.read_metadata(raw)
-            _check_claims(metadata, os.fstat(raw.fileno()).st_size)
+        with open(path, "rb") as file:
+            columns = footer.read_columns(file)
+            _check_claims(columns, os.fstat(file.fileno()).st_size)
             # A text that stands often is kept once until all of them are known to be short.
-            with pq.ParquetFile(raw, metadata=metadata, read_dictionary=_spelled_once(metadata)) as file:
-                table = file.read(columns=schema.names, use_threads=False).select(schema.names)
+            often = [c.path for c in columns if c.dictionary and c.path not in _NUMBERS]
+            with pq.ParquetFile(file, read_dictionary=often) as table_file:
+                table = table_file.read(columns=schema.names, use_threads=False).select(schema.names)
         for name in schema.names:
             _check_values(name, table[name])
         table = table.cast(schema)
@@ -219,27 +220,16 @@ _MAX_VALUES_PER_BYTE = 64
 _MAX_TEXT_BYTES, _MAX_COLUMN_BYTES = 4096, 1 << 30
 
 
-def _check_claims(metadata: pq.FileMetaData, file_bytes: int) -> None:
+_NUMBERS = ("first_frame", "num_frames", "duration", "start", "turns.list.element.start", "turns.list.element.end")
+
+
+def _check_claims(columns: Iterable[footer.Column], file_bytes: int) -> None:
     most = max(1 << 16, _MAX_VALUES_PER_BYTE * file_bytes)
-    for group in range(metadata.num_row_groups):
-        for column in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(column)
-            if not 0 <= chunk.num_values <= most or not 0 <= chunk.total_uncompressed_size <= _MAX_COLUMN_BYTES:
-                raise ValueError(
-                    f"{file_bytes} bytes that claim {chunk.num_values} values, {chunk.total_uncompressed_size} bytes"
-                )
-    if not 0 <= metadata.num_rows <= most:
-        raise ValueError(f"{file_bytes} bytes that claim {metadata.num_rows} rows")
-
-
-def _spelled_once(metadata: pq.FileMetaData) -> list[str]:
-    """Columns of text that name their values by number: a short file could spell out a terabyte."""
-    return [
-        metadata.schema.column(column).path
-        for column in range(metadata.num_columns)
-        if metadata.schema.column(column).physical_type == "BYTE_ARRAY"
-        and any(metadata.row_group(g).column(column).has_dictionary_page for g in range(metadata.num_row_groups))
-    ]
+    for column in columns:
+        if not 0 <= column.num_values <= most or not 0 <= column.num_bytes <= _MAX_COLUMN_BYTES:
+            raise ValueError(
+                f"{file_bytes} bytes that claim {column.num_values} values of {column.num_bytes} bytes in {column.path!r}"
+            )
 
 
 _MAY_BE_NULL = ("speaker", "turns")
