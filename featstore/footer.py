@@ -8,7 +8,7 @@ protocol of Apache Thrift.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 MAX_FOOTER_BYTES = 16 << 20
 _MAX_DEPTH = 12
@@ -29,22 +29,18 @@ class Column:
     dictionary: bool
 
 
-def read_columns(file: BinaryIO) -> list[Column]:
-    """Every column of every row group.
+def read_columns(data: bytes) -> list[Column]:
+    """Every column of every row group of a Parquet file.
 
     Raises
     ------
     ValueError : not a Parquet file, or its footer is not one.
     """
-    size = file.seek(0, 2)
-    file.seek(max(0, size - 8))
-    end = file.read(8)
-    footer = int.from_bytes(end[:4], "little")
-    if end[4:] != b"PAR1" or not 0 < footer <= min(size - 8, MAX_FOOTER_BYTES):
+    size = int.from_bytes(data[-8:-4], "little")
+    if data[-4:] != b"PAR1" or not 0 < size <= min(len(data) - 8, MAX_FOOTER_BYTES):
         raise ValueError("no Parquet file, or cut short")
-    file.seek(size - 8 - footer)
     try:
-        groups = _Reader(file.read(footer)).struct()[4]
+        groups = _Reader(data[-8 - size : -8]).struct()[4]
         found = [chunk[3] for group in groups for chunk in group[1]]
         # A path is a list of names; 11 is where its dictionary lies, if it has one.
         return [Column(b".".join(c[3]).decode(), int(c[5]), int(c[6]), 11 in c) for c in found]

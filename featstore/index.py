@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -173,8 +172,8 @@ _MAX_FRAMES = 1 << 31
 
 def read_tables(paths: Sequence[Path], schema: pa.Schema) -> tuple[NDArray[np.int64], pa.Table]:
     """Tables of a store one behind another, each column in one piece; and how many rows each has. See `read_table`."""
-    with ThreadPoolExecutor() as pool:
-        tables = list(pool.map(partial(read_table, schema=schema), paths))
+    with ThreadPoolExecutor() as pool:  # ahead of their use; taking them apart in threads as well would be slower
+        tables = [_table(path, data, schema) for path, data in zip(paths, pool.map(_bytes, paths), strict=True)]
     sizes = np.array([len(t) for t in tables], dtype=np.int64)
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     tables.clear()
@@ -194,22 +193,31 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     StoreError : missing, not Parquet, other columns than `schema`, an id missing or too long, or sizes that no table
         of this many bytes has.
     """
+    return _table(path, _bytes(path), schema)
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        with open(path, "rb") as file:
-            columns = footer.read_columns(file)
-            _check_claims(columns, os.fstat(file.fileno()).st_size)
-            # A text that stands often is kept once until all of them are known to be short.
-            often = [c.path for c in columns if c.dictionary and c.path not in _NUMBERS]
-            with pq.ParquetFile(file, read_dictionary=often) as table_file:
-                table = table_file.read(columns=schema.names, use_threads=False).select(schema.names)
-        for name in schema.names:
-            _check_values(name, table[name])
-        table = table.cast(schema)
-        if len(table) and pc.min(pc.binary_length(table["id"])).as_py() < 1:
-            raise ValueError("a row without an id")
-        return table
+        return path.read_bytes()
     except FileNotFoundError:
         raise StoreError(f"{path}: missing; run: featstore verify --repair") from None
+    except OSError as error:
+        raise StoreError(f"{path}: not readable ({error.strerror}); run: featstore verify") from None
+
+
+def _table(path: Path, data: bytes, schema: pa.Schema) -> pa.Table:
+    try:
+        columns = footer.read_columns(data)
+        _check_claims(columns, len(data))
+        # A text that stands often is kept once until all of them are known to be short.
+        often = [c.path for c in columns if c.dictionary and c.path not in _NUMBERS]
+        with pq.ParquetFile(pa.BufferReader(data), read_dictionary=often) as file:
+            table = file.read(columns=schema.names, use_threads=False).select(schema.names)
+        for name in schema.names:
+            _check_values(name, table[name])
+        if table.schema != schema:
+            table = table.cast(schema)
+        return table
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise StoreError(f"{path}: not readable ({str(error).splitlines()[0]}); run: featstore verify") from None
 
@@ -240,21 +248,24 @@ def _check_values(name: str, column: pa.ChunkedArray) -> None:
         raise ValueError(f"{name}: a row without a value")
     for chunk in column.chunks:
         for values in _texts(chunk):
-            longest = pc.max(pc.binary_length(values)).as_py() or 0
+            bounds = pc.min_max(pc.binary_length(values))
+            shortest, longest = bounds["min"].as_py(), bounds["max"].as_py() or 0
             if longest > _MAX_TEXT_BYTES:
                 raise ValueError(f"{name}: a text of {longest} bytes; up to {_MAX_TEXT_BYTES} are taken")
+            if name == "id" and shortest == 0:
+                raise ValueError("a row without an id")
 
 
 def _texts(array: pa.Array) -> Iterator[pa.Array]:
     """The texts in an array, however deep, as their dictionaries hold them."""
     if isinstance(array, pa.DictionaryArray):
         yield from _texts(array.dictionary)
-    elif isinstance(array, pa.ListArray):
+    elif isinstance(array, pa.ListArray | pa.LargeListArray):
         yield from _texts(array.values)
     elif isinstance(array, pa.StructArray):
         for field in array.flatten():
             if field.null_count:
                 raise ValueError("a turn without a value")
             yield from _texts(field)
-    elif pa.types.is_string(array.type):
+    elif pa.types.is_binary(array.type) or pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
         yield array
