@@ -113,6 +113,10 @@ class Remote:
                         f"{self.url}: no credentials in the environment; s3:// needs AWS_ACCESS_KEY_ID and "
                         "AWS_SECRET_ACCESS_KEY, and where it is not Amazon's AWS_ENDPOINT_URL"
                     ) from None
+                if "NoSuchBucket" in str(error):
+                    raise StoreError(
+                        f"{self.url}: no such bucket there; make it first, or check AWS_ENDPOINT_URL"
+                    ) from None
                 if attempt == ATTEMPTS:
                     raise StoreError(
                         f"{self.url}/{path}: given up after {attempt} attempts ({_first_line(error)})"
