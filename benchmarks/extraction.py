@@ -23,7 +23,7 @@ from omegaconf import open_dict
 from torch.utils.flop_counter import FlopCounterMode
 
 from featstore import Utterance, audio
-from featstore.extract import BATCH_S, extract
+from featstore.extract import extract
 from featstore.extractors import Extractor, create, mimi, sources, titanet
 from featstore.manifest import read_manifest
 
@@ -59,9 +59,7 @@ def main() -> None:
             print(f"{'reference ' + name:<34}{seconds / wall:8.2f} × real time")
         for name, extractor in ours.items():
             extract(utterances[:1], extractor, Path(folder) / f"warm {name}", workers=1)
-            result = extract(
-                utterances, extractor, Path(folder) / name, workers=2, batch_s=BATCH_S.get(device.type, BATCH_S["cpu"])
-            )
+            result = extract(utterances, extractor, Path(folder) / name, workers=2)
             flops = flops_per_s(extractor)
             speed = seconds / result.wall_s
             busy = ", ".join(f"{stage} {share:.0%}" for stage, share in sorted(result.busy.items()))

@@ -61,7 +61,7 @@ def extract(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads \\[all cores].")] = None,
     batch_s: Annotated[
-        float | None, typer.Option(min=0.1, help="Seconds of audio a batch \\[15 on a CPU, 960 on CUDA].")
+        float | None, typer.Option(min=0.1, help="Seconds of audio a batch \\[15 or 180 on a CPU, 960 on CUDA].")
     ] = None,
     shard: Annotated[str | None, typer.Option(help="i/n: the i-th (from 0) of n shares of the work.")] = None,
     engine: Annotated[
@@ -101,7 +101,7 @@ def extract(
     from functools import partial
 
     from featstore import extractors, ray_engine
-    from featstore.extract import BATCH_S, Result
+    from featstore.extract import Result
     from featstore.extract import extract as run
     from featstore.manifest import ignored_keys, read_manifest
 
@@ -144,13 +144,12 @@ def extract(
                     )
             else:
                 spec = extractor.spec
-                kind = str(getattr(extractor, "device", "cpu")).partition(":")[0]
                 result = run(
                     utterances,
                     extractor,
                     store,
                     workers=workers or os.cpu_count() or 1,
-                    batch_s=batch_s or BATCH_S.get(kind, BATCH_S["cpu"]),
+                    batch_s=batch_s,
                     resume=resume,
                     shard=piece,
                     progress=show,

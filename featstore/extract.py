@@ -27,9 +27,9 @@ from featstore.commit import writer
 from featstore.extractors import Extractor
 from featstore.types import Utterance
 
-#: Seconds of audio (padding counted) that go through the encoder at once. On a CPU, where the encoders take one wave
-#: after another anyway, it is little, so that a kill costs little. Where waves share a computation, other batches may
-#: change a frame's last bits: runs with equal bytes need equal batches.
+#: Seconds of audio (padding counted) that go through an encoder at once, by device, unless it has a `batch_s` of its
+#: own. On a CPU it is little, so that a kill costs little. Where waves share a computation, other batches may change
+#: a frame's last bits: runs with equal bytes need equal batches.
 BATCH_S = {"cpu": 15.0, "cuda": 960.0, "mps": 240.0}
 #: Utterances are sorted by length inside windows of this many, so that a batch pads little and a manifest's order
 #: is roughly kept.
@@ -79,7 +79,7 @@ def extract(
     store: str | PathLike[str],
     *,
     workers: int = 2,
-    batch_s: float = BATCH_S["cpu"],
+    batch_s: float | None = None,
     resume: bool = True,
     shard: tuple[int, int] = (0, 1),
     progress: Callable[[Result], None] = lambda result: None,
@@ -92,7 +92,7 @@ def extract(
     Parameters
     ----------
     workers : decoding threads.
-    batch_s : seconds of audio a batch, padding counted. Longer utterances go alone.
+    batch_s : seconds of audio a batch, padding counted; `usual_batch_s` without it. Longer utterances go alone.
     resume : False refuses a store that holds any of `utterances` already.
     shard : ``(i, n)`` takes the i-th of n shares of like size; n processes or machines share one store so.
     progress : called after each batch.
@@ -107,6 +107,7 @@ def extract(
     with Pipeline(extractor, store, workers) as pipeline:
         result = pipeline.result
         missing = {u.id for u in pipeline.out.missing(utterances)}
+        batch_s = batch_s or usual_batch_s(extractor)
         todo = unfinished(utterances, missing, result, store, batch_s=batch_s, resume=resume, shard=shard)
 
         def step() -> None:
@@ -125,6 +126,12 @@ def extract(
     result.wall_s = time.monotonic() - started
     progress(result)
     return result
+
+
+def usual_batch_s(extractor: Extractor) -> float:
+    """Seconds of audio a batch where nobody says: what the encoder asks for, else what suits its device."""
+    device = str(getattr(extractor, "device", "cpu")).partition(":")[0]
+    return getattr(extractor, "batch_s", None) or BATCH_S.get(device, BATCH_S["cpu"])
 
 
 def unfinished(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore import failures
-from featstore.extract import BATCH_S, Pipeline, Result, unfinished
+from featstore.extract import Pipeline, Result, unfinished, usual_batch_s
 from featstore.extractors import Extractor, ExtractorError
 from featstore.store import Store
 from featstore.types import FeatureSpec, Utterance
@@ -73,12 +73,11 @@ def extract(
         crew = _Crew(ray, make, store.resolve(), needs, workers or threads, note)
         try:
             crew.start(count)
-            spec, kind = crew.opened()
+            spec, usual_s = crew.opened()
             result = Result(spec.name, writers=count, decoders=workers or threads)
             there = crew.there()
             missing = {u.id for u in utterances if u.id not in there}
-            batch_s = batch_s or BATCH_S.get(kind, BATCH_S["cpu"])
-            todo = unfinished(utterances, missing, result, store, batch_s=batch_s, resume=resume)
+            todo = unfinished(utterances, missing, result, store, batch_s=batch_s or usual_s, resume=resume)
             crew.run(todo, result, progress)
         except BaseException:
             crew.stop()
@@ -97,10 +96,10 @@ def extract(
 class _Actor:
     """The pipeline of a plain extraction, fed by the driver."""
 
-    def open(self, make: Callable[[], Extractor], store: Path, workers: int) -> tuple[FeatureSpec, str]:
+    def open(self, make: Callable[[], Extractor], store: Path, workers: int) -> tuple[FeatureSpec, float]:
         extractor = make()
         self._pipeline, self._told, self._stopped = Pipeline(extractor, store, workers), 0, False
-        return extractor.spec, str(getattr(extractor, "device", "cpu")).partition(":")[0]
+        return extractor.spec, usual_batch_s(extractor)
 
     def work(self, batch: Batch, wanted: set[str]) -> tuple[int, Result]:
         """Start decoding a batch and encode the one before."""
@@ -176,13 +175,13 @@ class _Crew:
             actor = self._class.remote()
             self._members.append(_Member(actor, actor.open.remote(*self._opening)))
 
-    def opened(self) -> tuple[FeatureSpec, str]:
-        """Wait for the first encoder: its spec, and the kind of its device."""
+    def opened(self) -> tuple[FeatureSpec, float]:
+        """Wait for the first encoder: its spec, and the seconds of audio that suit it."""
         while not any(m.open for m in self._members):
             self._wait()
-        self._spec, kind = self._ray.get(next(m.opening for m in self._members if m.open))
+        self._spec, usual_s = self._ray.get(next(m.opening for m in self._members if m.open))
         self.log = failures.Failures(self._store, self._spec.name)
-        return self._spec, kind
+        return self._spec, usual_s
 
     def there(self) -> Container[str]:
         """Ids that are committed by now."""

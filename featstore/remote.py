@@ -117,6 +117,8 @@ class Remote:
                     raise StoreError(
                         f"{self.url}: no such bucket there; make it first, or check AWS_ENDPOINT_URL"
                     ) from None
+                if re.search(r"status code: 40[13]\b", str(error)):  # so a listing is refused
+                    raise StoreError(f"{self.url}/{path}: access refused ({_first_line(error)})") from None
                 if attempt == ATTEMPTS:
                     raise StoreError(
                         f"{self.url}/{path}: given up after {attempt} attempts ({_first_line(error)})"

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -61,8 +62,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def moto() -> Iterator[int]:
-    """A port where moto plays S3 (in a process of its own: it patches what it is imported into)."""
+def server() -> Iterator[str]:
+    """``host:port`` of an S3 server: moto's (in a process of its own: it patches what it is imported into).
+
+    WHOWHEN_S3_ENDPOINT=http://host:port (and AWS_… keys) puts another one in its place.
+    """
+    if "WHOWHEN_S3_ENDPOINT" in os.environ:
+        yield urlsplit(os.environ["WHOWHEN_S3_ENDPOINT"]).netloc
+        return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -74,15 +81,15 @@ def moto() -> Iterator[int]:
                 break
         assert process.poll() is None, "moto's server did not start"
         time.sleep(0.1)
-    yield port
+    yield f"127.0.0.1:{port}"
     process.kill()
     process.wait()
 
 
 @pytest.fixture
-def bucket(moto: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """The address of an empty bucket; WHOWHEN_S3_ENDPOINT (and AWS_… keys) puts another server in moto's place."""
-    endpoint = os.environ.get("WHOWHEN_S3_ENDPOINT", f"http://127.0.0.1:{moto}")
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The address of an empty bucket that everybody may read."""
+    endpoint = f"http://{server}"
     name = f"b{uuid.uuid4().hex[:12]}"
     if "WHOWHEN_S3_ENDPOINT" not in os.environ:
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
@@ -93,8 +100,12 @@ def bucket(moto: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     boto3 = pytest.importorskip("boto3")
     client = boto3.client("s3", endpoint_url=endpoint)
     client.create_bucket(Bucket=name)
-    everybody = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{name}/*"}
-    client.put_bucket_policy(Bucket=name, Policy=json.dumps({"Version": "2012-10-17", "Statement": [everybody]}))
+    # Who may not list a bucket is told 403, not 404, of what is not in it.
+    everybody = [
+        {"Effect": "Allow", "Principal": "*", "Action": f"s3:{action}", "Resource": f"arn:aws:s3:::{name}{below}"}
+        for action, below in (("GetObject", "/*"), ("ListBucket", ""))
+    ]
+    client.put_bucket_policy(Bucket=name, Policy=json.dumps({"Version": "2012-10-17", "Statement": everybody}))
     return f"s3://{name}"
 
 
@@ -103,7 +114,7 @@ class Faults(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, upstream: int, seed: int, share: float) -> None:
+    def __init__(self, upstream: str, seed: int, share: float) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream, self.share, self.rng, self.lock = upstream, share, random.Random(seed), threading.Lock()
         self.done: list[str] = []
@@ -132,8 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server.fault()
         if fault == "slow":
             time.sleep(0.3)
-        if fault == "500":
-            self.send_response(500)
+        if fault.isdigit():
+            self.send_response(int(fault))
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -141,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             return
-        upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=30)
+        upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)
         headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
         upstream.request(self.command, self.path, body, headers)
         answer = upstream.getresponse()
@@ -329,9 +340,9 @@ def test_crops_are_fetched_once_and_kept_within_the_limit(
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_bad_line_changes_nothing(
-    seed: int, source: Path, bucket: str, moto: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seed: int, source: Path, bucket: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faults = Faults(moto, seed, share=0.25)
+    faults = Faults(server, seed, share=0.25)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{faults.server_port}")
     remote.push(source, bucket)
     remote.pull(bucket, tmp_path / "copy")
@@ -341,12 +352,12 @@ def test_a_bad_line_changes_nothing(
 
 
 def test_a_dead_line_is_one_clear_error(
-    source: Path, bucket: str, moto: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, bucket: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "RETRIES", 1)
     monkeypatch.setattr(remote, "ATTEMPTS", 2)
     remote.push(source, bucket)
-    faults = Faults(moto, 0, share=1.1)
+    faults = Faults(server, 0, share=1.1)
     faults.fault = lambda: "500"  # type: ignore[method-assign]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{faults.server_port}")
     for action in (lambda: remote.pull(bucket, tmp_path / "copy"), lambda: featstore.open(bucket)):
@@ -359,26 +370,36 @@ def test_a_dead_line_is_one_clear_error(
     faults.close()
 
 
+def test_a_refused_listing_is_told_at_once(bucket: str, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = Faults(server, 0, share=1.1)
+    faults.fault = lambda: faults.done.append("403") or "403"  # type: ignore[func-returns-value, method-assign]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{faults.server_port}")
+    with pytest.raises(StoreError, match="access refused"):
+        featstore.open(bucket)
+    assert faults.done == ["403"]
+    faults.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["push", "pull"])
-def test_killed_and_resumed(direction: str, source: Path, bucket: str, moto: int, tmp_path: Path) -> None:
+def test_killed_and_resumed(direction: str, source: Path, bucket: str, server: str, tmp_path: Path) -> None:
     if direction == "pull":
         remote.push(source, bucket)
-    faults = Faults(moto, 1, share=0.0)
-    faults.fault = lambda: time.sleep(0.01) or ""  # type: ignore[func-returns-value, method-assign]
+    faults = Faults(server, 1, share=0.0)
+    asked: list[None] = []
+    faults.fault = lambda: asked.append(time.sleep(0.01)) or ""  # type: ignore[func-returns-value, method-assign]
     arguments = [str(source), bucket] if direction == "push" else [bucket, str(tmp_path / "copy")]
     command = [sys.executable, "-c", "from cli.featstore import app; app()", direction, *arguments]
     environment = {**os.environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{faults.server_port}"}
     seen: set[str] = set()
     killed = 0
     for round in range(40):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        try:
-            process.communicate(timeout=2.0 + 0.13 * round)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            killed += 1
+        until = len(asked) + 12 + 5 * round
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(asked) < until:
+            time.sleep(0.002)
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
         try:
             now = featstore.open(bucket if direction == "push" else tmp_path / "copy", verify=True)
         except StoreError:
@@ -399,10 +420,10 @@ def test_killed_and_resumed(direction: str, source: Path, bucket: str, moto: int
     faults.close()
 
 
-def test_over_plain_http(source: Path, bucket: str, moto: int, tmp_path: Path) -> None:
-    """Any web server that knows ranges will do; here it is moto again, without signatures."""
+def test_over_plain_http(source: Path, bucket: str, server: str, tmp_path: Path) -> None:
+    """Any web server that knows ranges will do; here it is the S3 server again, without signatures."""
     remote.push(source, bucket)
-    url = f"http://127.0.0.1:{moto}/{bucket.removeprefix('s3://')}"
+    url = f"http://{server}/{bucket.removeprefix('s3://')}"
     remote.pull(url, tmp_path / "copy")
     assert content(tmp_path / "copy") == content(url) == content(source)
     with pytest.raises(StoreError, match="a web server takes no files"):
@@ -411,9 +432,9 @@ def test_over_plain_http(source: Path, bucket: str, moto: int, tmp_path: Path) -
         featstore.open(f"{url}/nothing")
 
 
-def test_a_listing_cannot_name_files_elsewhere(source: Path, bucket: str, moto: int, tmp_path: Path) -> None:
+def test_a_listing_cannot_name_files_elsewhere(source: Path, bucket: str, server: str, tmp_path: Path) -> None:
     remote.push(source, bucket)
-    url = f"http://127.0.0.1:{moto}/{bucket.removeprefix('s3://')}"
+    url = f"http://{server}/{bucket.removeprefix('s3://')}"
     for path, size in (("index/../../x", 1), ("index/mimi/a\n", 1), ("index/mimi/a", -1), ("index/mimi/a", "1")):
         listing = json.dumps({"files": {"features.zarr/zarr.json": 50, path: size}}).encode()
         remote.Remote(bucket).upload("listing.json", listing)
@@ -453,7 +474,7 @@ def test_nginx_serves_a_pushed_folder(source: Path, tmp_path: Path, monkeypatch:
         url = f"http://127.0.0.1:{port}/store"
         remote.pull(url, tmp_path / "copy")
         assert content(tmp_path / "copy") == content(url) == content(source)
-        faults = Faults(port, 5, share=0.3)
+        faults = Faults(f"127.0.0.1:{port}", 5, share=0.3)
         assert content(f"http://127.0.0.1:{faults.server_port}/store") == content(source)
         assert {"500", "reset", "cut", "slow"} <= set(faults.done)
         faults.close()

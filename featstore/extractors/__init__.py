@@ -33,6 +33,7 @@ class Extractor(Protocol):
     Attributes
     ----------
     spec : what the frames are; fixed when the extractor is made.
+    device, batch_s : optional; "cpu", "cuda:0", …, and the seconds of audio that suit one call.
     """
 
     spec: FeatureSpec

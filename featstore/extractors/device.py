@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from featstore.extractors import ExtractorError
 
+#: On a CPU, for encoders that take a wave a thread: seconds of audio a batch, so that some waves share the cores; half
+#: a minute of work for one slow core.
+SIDE_BY_SIDE_S = 180.0
 A, B = TypeVar("A"), TypeVar("B")
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

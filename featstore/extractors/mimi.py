@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from featstore.extractors import checked_frames, checked_wave, sources
 from featstore.extractors import weights as weights_of
-from featstore.extractors.device import PRECISIONS, choose_device, choose_precision, each, probe_wave
+from featstore.extractors.device import (
+    PRECISIONS,
+    SIDE_BY_SIDE_S,
+    choose_device,
+    choose_precision,
+    each,
+    probe_wave,
+)
 from featstore.types import MIMI_GRID, FeatureSpec
 
 if TYPE_CHECKING:
@@ -163,6 +170,7 @@ class MimiExtractor:
     def __init__(self, weights: str = DEFAULT_WEIGHTS, device: str = "auto", precision: str = "auto") -> None:
         self._device = choose_device(device)
         self.device = str(self._device)
+        self.batch_s = SIDE_BY_SIDE_S if self._device.type == "cpu" else None
         source = sources.resolve(weights, file=WEIGHTS_FILE, demo="mimi-nano.safetensors", suffixes=(".safetensors",))
         model, sha256 = load_mimi(source)
         self._model = model.eval().to(self._device)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from featstore.extractors import ExtractorError, checked_frames, checked_wave, sources
 from featstore.extractors import titanet_windows as windows
 from featstore.extractors import weights as weights_of
-from featstore.extractors.device import PRECISIONS, choose_device, choose_precision, each, probe_wave
+from featstore.extractors.device import PRECISIONS, SIDE_BY_SIDE_S, choose_device, choose_precision, each, probe_wave
 from featstore.extractors.titanet_dense import embed_dense
 from featstore.types import MIMI_GRID, FeatureSpec
 
@@ -214,6 +214,7 @@ class TitaNetExtractor:
         self._hop = hop_frames
         self._device = choose_device(device)
         self.device = str(self._device)
+        self.batch_s = SIDE_BY_SIDE_S if self._device.type == "cpu" and mode == "dense" else None
         source = sources.resolve(
             weights, file=WEIGHTS_FILE, demo="titanet-nano.safetensors", suffixes=(".nemo", ".safetensors")
         )
