@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import featstore
 from featstore import FeatureSpec, Turn, Utterance
+from featstore.index import Ids
 
 
 def spec(name: str = "mimi", dim: int = 8, sha: str = "a" * 64, **settings: object) -> FeatureSpec:
@@ -217,3 +221,20 @@ def test_a_full_disk_loses_nothing_committed(tmp_path: Path, monkeypatch: pytest
     assert len(list((tmp_path / "s").glob("features.zarr/mimi/*/zarr.json"))) == 1
     for id, frames in data.items():
         np.testing.assert_array_equal(store.frames("mimi", id), frames)
+
+
+texts = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.integers(0, 99).map("utt-{:06d}".format)
+)
+
+
+@settings(derandomize=True, deadline=None)
+@given(texts, texts, st.integers(0, 3))
+def test_ids_are_looked_up_as_in_a_dict(ids: list[str], others: list[str], skip: int) -> None:
+    expected: dict[str, int] = {}
+    for row, id in enumerate(ids[skip:]):
+        expected.setdefault(id, row)
+    found = Ids(pa.array(ids, pa.string())[skip:])
+    assert dict(found) == expected and len(found) == len(expected)
+    assert [found.get(id) for id in others] == [expected.get(id) for id in others]
+    assert found.get("\ud800") is None and 5 not in found
