@@ -200,7 +200,7 @@ _MAX_FRAMES = 1 << 31
 
 def read_tables(paths: Sequence[Path], schema: pa.Schema) -> tuple[NDArray[np.int64], pa.Table]:
     """Tables of a store one behind another, each column in one piece; and how many rows each has. See `read_table`."""
-    with ThreadPoolExecutor() as pool:  # ahead of their use; taking them apart in threads as well would be slower
+    with ThreadPoolExecutor(8) as pool:  # ahead of their use; taking them apart in threads as well would be slower
         tables = [_table(path, data, schema) for path, data in zip(paths, pool.map(_bytes, paths), strict=True)]
     sizes = np.array([len(t) for t in tables], dtype=np.int64)
     table = pa.concat_tables(tables) if tables else schema.empty_table()

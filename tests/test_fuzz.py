@@ -34,7 +34,7 @@ from featstore.store import store_utterances
 from featstore.types import check_id
 from tests.test_store import fill, spec, utterance
 
-SPARE_BYTES = 768 << 20
+SPARE_BYTES = 2 << 30
 
 # The same examples every time: a run on another machine tests what this one did.
 fuzz = settings(
