@@ -164,3 +164,21 @@ def test_what_an_interrupted_write_leaves_is_cleaned(store: Path) -> None:
     assert report.damaged == []
     assert integrity.verify(store).findings == []
     assert len(featstore.open(store)) == 12
+
+
+def test_what_belongs_to_no_part_is_named_and_put_away(tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    fill(store, count=4)
+    strays = ["index/mimi/notes.txt", "features.zarr/mimi/x", "features.zarr/y", "utterances/z.json"]
+    leavings = ["failures/.a.jsonl.0.tmp", "index/mimi/.b.parquet.1.tmp", "incoming/utterances/c.parquet"]
+    for name in (*strays, *leavings):
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).write_bytes(b"text")
+    report = integrity.verify(store)
+    assert report.damaged == []
+    assert {f.part for f in report.findings} == {*strays, *leavings[:2], "incoming/"}
+    integrity.verify(store, repair=True)
+    assert integrity.verify(store).findings == []
+    assert all((store / "damaged" / name).read_bytes() == b"text" for name in strays)  # somebody put them there
+    assert not any((store / name).exists() for name in leavings)
+    assert len(featstore.open(store, verify=True)) == 4
