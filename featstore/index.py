@@ -89,14 +89,16 @@ def _remainders(ids: pa.Array, modulus: int) -> NDArray[np.int32]:
     """(rows,) Each text's bytes as one little-endian number, modulo `modulus` (less than 2³¹)."""
     found = np.zeros(len(ids), dtype=np.int32)
     _, bounds, text = ids.buffers()
-    for at in range(0, len(ids), _BLOCK):  # in blocks, which stay in the processor's cache
+    mod, shift = np.uint64(modulus), np.uint64(32)
+
+    def fill(at: int) -> None:
         rows = min(_BLOCK, len(ids) - at)
         ends = np.frombuffer(bounds, np.int32, rows + 1, 4 * (ids.offset + at))
         begin, size = (ends[:-1] - ends[0]).astype(np.int64), np.diff(ends)
         data = bytes(memoryview(text)[ends[0] : ends[-1]]) + bytes(3) if text else bytes(3)
         words = np.ndarray((len(data) - 3,), dtype="<u4", buffer=data, strides=(1,))  # four bytes from any one on
         rest = np.zeros(rows, dtype=np.uint64)
-        whole, mod, shift = int(size.min()) // 4, np.uint64(modulus), np.uint64(32)
+        whole = int(size.min()) // 4
         for k in range((int(size.max()) - 1) // 4, -1, -1):  # from the last word on: long division
             if k < whole:  # every text has this word
                 rest <<= shift
@@ -108,6 +110,9 @@ def _remainders(ids: pa.Array, modulus: int) -> NDArray[np.int32]:
                 word = words[begin[here] + 4 * k] & ((np.uint64(1) << bits) - np.uint64(1))
                 rest[here] = (rest[here] << shift | word) % mod
         found[at : at + rows] = rest
+
+    with ThreadPoolExecutor() as pool:  # blocks stay in a processor's cache
+        list(pool.map(fill, range(0, len(ids), _BLOCK)))
     return found
 
 
@@ -200,8 +205,8 @@ _MAX_FRAMES = 1 << 31
 
 def read_tables(paths: Sequence[Path], schema: pa.Schema) -> tuple[NDArray[np.int64], pa.Table]:
     """Tables of a store one behind another, each column in one piece; and how many rows each has. See `read_table`."""
-    with ThreadPoolExecutor(8) as pool:  # ahead of their use; taking them apart in threads as well would be slower
-        tables = [_table(path, data, schema) for path, data in zip(paths, pool.map(_bytes, paths), strict=True)]
+    with ThreadPoolExecutor(4) as pool:  # more would wait for each other more than for the disk
+        tables = list(pool.map(lambda path: read_table(path, schema), paths))
     sizes = np.array([len(t) for t in tables], dtype=np.int64)
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     tables.clear()
