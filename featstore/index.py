@@ -40,18 +40,22 @@ class Ids(Mapping[str, int]):
         self._hashes = array("i", hashes[order].tobytes())
         kind = "i" if len(ids) < 1 << 31 else "q"
         self._order = array(kind, order.astype(kind).tobytes())
+        _, ends, text = self.ids.buffers()  # a text from its bytes is found quicker than through pyarrow's scalars
+        self._ends = memoryview(ends or b"").cast("B").cast("i")[self.ids.offset :]
+        self._text = memoryview(text or b"").cast("B")
 
     def get(self, id: str, default: int | None = None) -> int | None:
         """The row of an id, or `default`."""
         try:
-            key = int.from_bytes(id.encode(), "little") % self._modulus
+            text = id.encode()
         except (AttributeError, UnicodeEncodeError):  # no text, or none that a table can hold
             return default
-        hashes, found = self._hashes, None
+        key = int.from_bytes(text, "little") % self._modulus
+        hashes, ends, found = self._hashes, self._ends, None
         at = bisect_left(hashes, key)
         while at < len(hashes) and hashes[at] == key:
             row = self._order[at]
-            if (found is None or row < found) and self.ids[row].as_py() == id:
+            if (found is None or row < found) and self._text[ends[row] : ends[row + 1]] == text:
                 found = row
             at += 1
         return default if found is None else found
@@ -205,16 +209,17 @@ _MAX_FRAMES = 1 << 31
 
 def read_tables(paths: Sequence[Path], schema: pa.Schema) -> tuple[NDArray[np.int64], pa.Table]:
     """Tables of a store one behind another, each column in one piece; and how many rows each has. See `read_table`."""
-    with ThreadPoolExecutor(4) as pool:  # more would wait for each other more than for the disk
+    with ThreadPoolExecutor(2) as pool:  # more would wait for each other, and hold more
         tables = list(pool.map(lambda path: read_table(path, schema), paths))
     sizes = np.array([len(t) for t in tables], dtype=np.int64)
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     tables.clear()
+    pa.default_memory_pool().release_unused()  # what reading took on the way, else kept: more than the tables
     columns = []
     for name in schema.names:  # one column at a time: the whole table must not be in memory twice
         columns.append(table[name].combine_chunks())
         table = table.drop_columns([name])
-    pa.default_memory_pool().release_unused()  # what reading took on the way, else kept: more than the tables
+    pa.default_memory_pool().release_unused()
     return sizes, pa.Table.from_arrays(columns, schema=schema)
 
 
