@@ -5,10 +5,12 @@ docs/store-format.md describes the same in prose, for readers in other languages
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +173,34 @@ def _difference(there: FeatureSpec, here: FeatureSpec) -> str:
         return f"holds weights {a['weights_sha256'][:8]}…, this extractor has {b['weights_sha256'][:8]}…"
     keys = [key for key in a if a[key] != b[key]]
     return "; ".join(f"has {key} = {a[key]}, this extractor {b[key]}" for key in keys)
+
+
+@contextmanager
+def hold(store: Path, *, alone: bool = False) -> Iterator[None]:
+    """Be at work in a store: any number of writers at once, or `alone`, to remove parts, nobody else.
+
+    An advisory lock on the root's zarr.json, which never changes; it ends with the process, however that ends. Where the
+    disk has no locks nobody is kept out.
+
+    Raises
+    ------
+    StoreError : somebody is at work whom this would disturb, or who would disturb this.
+    """
+    try:
+        # Over NFS an exclusive lock needs a file that is open for writing.
+        file = open(group_dir(store) / "zarr.json", "r+b")  # noqa: SIM115
+    except PermissionError:  # whoever may not write here disturbs nobody
+        yield
+        return
+    with file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = "something else is writing to it or repairing it" if alone else "it is being repaired or compacted"
+            raise StoreError(f"{store}: {who}; run this again when that is through") from None
+        except OSError:
+            pass
+        yield
 
 
 def write_atomically(path: Path, data: bytes) -> None:
