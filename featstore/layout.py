@@ -5,6 +5,7 @@ docs/store-format.md describes the same in prose, for readers in other languages
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -189,8 +190,10 @@ def hold(store: Path, *, alone: bool = False) -> Iterator[None]:
     try:
         # Over NFS an exclusive lock needs a file that is open for writing.
         file = open(group_dir(store) / "zarr.json", "r+b")  # noqa: SIM115
-    except PermissionError:  # whoever may not write here disturbs nobody
-        yield
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        yield  # whoever may not write here disturbs nobody
         return
     with file:
         try:
