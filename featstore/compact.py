@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -13,10 +14,10 @@ import numpy as np
 
 from featstore import layout
 from featstore.commit import commit_part
-from featstore.index import Index
+from featstore.index import Index, read_table
 from featstore.integrity import Report, check_part
 from featstore.layout import StoreError
-from featstore.store import Store, open_store
+from featstore.store import Store, open_store, utterance_from_row
 
 #: Parts are merged until one holds this much. 16 TB of frames are then 32,000 parts.
 MERGED_BYTES = 512 << 20
@@ -39,8 +40,8 @@ def compact(
     """Merge neighbouring parts until each holds `part_bytes`; utterances keep their order and their bytes.
 
     A merged part is committed before the parts it replaces are removed, so a kill at any moment loses nothing, and the
-    same call finishes what it left. Every part is verified before it is merged. Run it while nothing writes; readers
-    that have the store open must open it again. Free disk space for one merged part is needed.
+    same call finishes what it left. Every part is verified before it is merged or dropped for its copies, and so are the
+    copies. Readers that have the store open must open it again. Free disk space for one merged part is needed.
 
     Parameters
     ----------
@@ -48,22 +49,25 @@ def compact(
 
     Raises
     ------
-    StoreError : not a store, or damaged; what is damaged is not touched.
+    StoreError : not a store, something writes to it, or damaged; what is damaged is not touched, nor are its copies.
     OSError : no space, no permission.
     """
-    store = open_store(path)
-    done = Compaction(sum(len(store.index(name).part_names) for name in store.features))
-    seen = 0
-    for name in store.features:
-        if _drop_doubled(store.path, store.index(name)):
-            store = open_store(path)
-        index = store.index(name)
-        for group in _groups(index, part_bytes):
-            if len(group) > 1:
-                _merge(store, index, group)
-            seen += len(group)
-            progress(seen, done.parts_before)
-        done.parts_after += len(open_store(path).index(name).part_names)
+    path = Path(path)
+    layout.check_version(path)
+    with layout.hold(path, alone=True):
+        store = open_store(path)
+        done = Compaction(sum(len(store.index(name).part_names) for name in store.features))
+        seen = 0
+        for name in store.features:
+            if _drop_doubled(store.path, store.index(name)):
+                store = open_store(path)
+            index = store.index(name)
+            for group in _groups(index, part_bytes):
+                if len(group) > 1:
+                    _merge(store, index, group)
+                seen += len(group)
+                progress(seen, done.parts_before)
+            done.parts_after += len(open_store(path).index(name).part_names)
     progress(done.parts_before, done.parts_before)
     return done
 
@@ -72,12 +76,14 @@ def _drop_doubled(store: Path, index: Index) -> int:
     """Remove parts whose every utterance stands in another too: what a killed compaction or two writers leave."""
     if len(index.rows) == len(index.rows.ids):
         return 0
-    ids = [index.part_ids(p).to_pylist() for p in range(len(index.parts))]
+    ids = [set(index.part_ids(p).to_pylist()) for p in range(len(index.parts))]
     copies = Counter(id for part in ids for id in part)
+    sharing = [p for p, part in enumerate(ids) if any(copies[id] > 1 for id in part)]
+    for p in sharing:  # also those that stay, here and in `_merge`: they may be the damaged ones
+        _check(store, index, p)
     dropped = 0
-    for p in sorted(range(len(ids)), key=lambda p: len(ids[p])):
+    for p in sorted(sharing, key=lambda p: len(ids[p])):
         if all(copies[id] > 1 for id in ids[p]):
-            _check(store, index, p)
             copies.subtract(ids[p])
             remove_part(store, index.spec.name, index.part_names[p])
             dropped += 1
@@ -117,10 +123,15 @@ def _merge(store: Store, index: Index, group: list[int]) -> None:
         if index.rows.get(id) == row
     ]
     if ids:
-        # Sorts where its first part did, so utterances keep their order.
-        merged = f"{index.part_names[group[0]]}-{urandom(4).hex()}"
+        # Sorts where its first part did, so utterances keep their order. An earlier merge's suffix goes: names stay short.
+        first = re.sub(r"-m[0-9a-f]{8}$", "", index.part_names[group[0]])
+        merged = f"{first}-m{urandom(4).hex()}"
+        facts = {}  # from the tables just checked; those of another feature's parts may be damaged
+        for p in group:
+            path = layout.utterances_dir(store.path) / f"{index.part_names[p]}.parquet"
+            facts |= {row["id"]: row for row in read_table(path, layout.UTTERANCE_SCHEMA).to_pylist()}
         frames = [store.frames(name, id) for id in ids]
-        commit_part(store.path, index.spec, merged, [store.utterance(id) for id in ids], frames)
+        commit_part(store.path, index.spec, merged, [utterance_from_row(facts[id]) for id in ids], frames)
     for p in group:
         remove_part(store.path, name, index.part_names[p])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -147,8 +148,8 @@ class Index:
     ) -> None:
         self.spec = spec
         self.store = store
-        paths = sorted(p for p in layout.index_dir(store, spec.name).glob("*.parquet") if not p.name.startswith("."))
-        self.part_names = [path.stem for path in paths]
+        self.part_names = layout.committed(store, spec.name)
+        paths = [layout.index_dir(store, spec.name) / f"{name}.parquet" for name in self.part_names]
         sizes, ids, self.first, self.num = read_rows(paths)
         #: Part number of each row.
         self.part = np.repeat(np.arange(len(paths), dtype=np.int32), sizes)
@@ -271,11 +272,15 @@ _NUMBERS = ("first_frame", "num_frames", "duration", "start", "turns.list.elemen
 
 def _check_claims(columns: Iterable[footer.Column], file_bytes: int) -> None:
     most = max(1 << 16, _MAX_VALUES_PER_BYTE * file_bytes)
-    for column in columns:
-        if not 0 <= column.num_values <= most or not 0 <= column.num_bytes <= _MAX_COLUMN_BYTES:
-            raise ValueError(
-                f"{file_bytes} bytes that claim {column.num_values} values of {column.num_bytes} bytes in {column.path!r}"
-            )
+    values: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for column in columns:  # of each row group: they add up
+        path = column.path
+        values[path] += column.num_values
+        sizes[path] += column.num_bytes
+        negative = min(column.num_values, column.num_bytes) < 0
+        if negative or values[path] > most or sizes[path] > _MAX_COLUMN_BYTES:
+            raise ValueError(f"{file_bytes} bytes that claim {values[path]} values of {sizes[path]} bytes in {path!r}")
 
 
 _MAY_BE_NULL = ("speaker", "turns")
@@ -284,8 +289,12 @@ _MAY_BE_NULL = ("speaker", "turns")
 def _check_values(name: str, column: pa.ChunkedArray) -> None:
     if column.null_count and name not in _MAY_BE_NULL:
         raise ValueError(f"{name}: a row without a value")
+    total = 0
     for chunk in column.chunks:
-        for values in _texts(chunk):
+        for values, size in _texts(chunk):
+            total += size
+            if total > _MAX_COLUMN_BYTES:
+                raise ValueError(f"{name}: more than {_MAX_COLUMN_BYTES} bytes of text")
             bounds = pc.min_max(pc.binary_length(values))
             shortest, longest = bounds["min"].as_py(), bounds["max"].as_py() or 0
             if longest > _MAX_TEXT_BYTES:
@@ -294,10 +303,11 @@ def _check_values(name: str, column: pa.ChunkedArray) -> None:
                 raise ValueError("a row without an id")
 
 
-def _texts(array: pa.Array) -> Iterator[pa.Array]:
-    """The texts in an array, however deep, as their dictionaries hold them."""
+def _texts(array: pa.Array) -> Iterator[tuple[pa.Array, int]]:
+    """The texts in an array, however deep, as their dictionaries hold them; and their bytes once they are spelt out."""
     if isinstance(array, pa.DictionaryArray):
-        yield from _texts(array.dictionary)
+        for texts, _ in _texts(array.dictionary):
+            yield texts, pc.sum(pc.binary_length(texts).take(array.indices)).as_py() or 0
     elif isinstance(array, pa.ListArray | pa.LargeListArray):
         yield from _texts(array.values)
     elif isinstance(array, pa.StructArray):
@@ -306,4 +316,4 @@ def _texts(array: pa.Array) -> Iterator[pa.Array]:
                 raise ValueError("a turn without a value")
             yield from _texts(field)
     elif pa.types.is_binary(array.type) or pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        yield array
+        yield array, 0  # what it takes, it takes already

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 import featstore
 from cli.featstore import app
 from featstore import MIMI_GRID, FeatureSpec, StoreError, Turn, Utterance, compact, layout
+from featstore.commit import commit_part, parquet_bytes, utterance_table
+from featstore.index import read_table
 from featstore.integrity import verify
 
 NAMES = ("mimi", "titanet")
@@ -93,27 +96,126 @@ def test_a_stop_anywhere_loses_nothing_and_is_finished_by_the_same_call(
     assert verify(store).parts < 8
 
 
-def test_a_damaged_part_is_refused_and_kept(store: Path) -> None:
-    chunk = sorted(layout.feature_dir(store, "mimi").glob("*/frames/c/0/0"))[3]
+def flip(store: Path, part: int) -> bytes:
+    """One bit of a part of mimi's frames; returns the damaged chunk."""
+    chunk = sorted(layout.feature_dir(store, "mimi").glob("*/frames/c/0/0"))[part]
     data = bytearray(chunk.read_bytes())
     data[5] ^= 1
     chunk.write_bytes(data)
+    return bytes(data)
+
+
+def files(store: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+def test_a_damaged_part_is_refused_and_kept(store: Path) -> None:
+    damaged = flip(store, 3)
     with pytest.raises(StoreError, match=r"damaged \(CRC32C differs\); run: featstore verify"):
         compact.compact(store, part_bytes=6000)
-    assert chunk.read_bytes() == data
+    assert damaged in files(store).values()
+
+
+def two_writers(store: Path, count: int) -> None:
+    """Some more utterances twice, as the last two parts: of two writers that did not know of each other."""
+    spec, more = featstore.open(store).features["mimi"], [utterance(i) for i in range(90, 90 + count)]
+    for name in ("y", "z"):
+        commit_part(store, spec, name, more, [np.ones((3, 7), "<f2")] * count)
 
 
 def test_two_writers_copies_are_dropped(store: Path) -> None:
-    spec = featstore.open(store).features["mimi"]
     before = content(store)
-    other = featstore.writer(store, spec)
-    other.add(utterance(90), np.ones((3, 7)))  # not committed yet: the next writer does not know of it
-    with featstore.writer(store, spec) as out:
-        out.add(utterance(90), np.ones((3, 7)))
-    other.commit()
+    two_writers(store, 1)
     compact.compact(store, part_bytes=1 << 20)
     assert verify(store).utterances == 81
     assert [row["id"] for row in content_of(store, "mimi")] == [row["id"] for row in before["facts"]] + ["u090"]
+
+
+@pytest.mark.parametrize("damaged", [-1, -2])
+def test_of_two_copies_the_good_one_is_kept(store: Path, damaged: int) -> None:
+    two_writers(store, 2)
+    flip(store, damaged)
+    before = files(store)
+    with pytest.raises(StoreError, match="CRC32C differs"):
+        compact.compact(store, part_bytes=1)
+    assert files(store) == before
+    verify(store, repair=True)
+    compact.compact(store, part_bytes=1)
+    assert featstore.open(store, verify=True).frames("mimi", "u091").tolist() == [[1.0] * 7] * 3
+
+
+def test_a_stopped_compaction_s_damaged_part_does_not_cost_the_originals(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(compact, "remove_part", stop)
+        compact.compact(store, part_bytes=6000)
+    (merged,) = (p for p, name in enumerate(part_names(store)) if "-m" in name)
+    flip(store, merged)
+    before = files(store)
+    with pytest.raises(StoreError, match="CRC32C differs"):
+        compact.compact(store, part_bytes=6000)
+    assert files(store) == before
+
+
+def part_names(store: Path) -> list[str]:
+    return sorted(p.name for p in layout.feature_dir(store, "mimi").iterdir() if p.is_dir())
+
+
+def test_an_id_twice_in_one_part_is_no_copy(store: Path) -> None:
+    spec = featstore.open(store).features["mimi"]
+    frames = [np.ones((3, 7), "<f2")] * 2
+    commit_part(store, spec, "crafted", [utterance(95)] * 2, frames)
+    two_writers(store, 1)  # something to drop
+    compact.compact(store, part_bytes=1)
+    assert "u095" in featstore.open(store).index("mimi").rows
+
+
+def test_names_do_not_grow_with_merges(tmp_path: Path) -> None:
+    spec = FeatureSpec("mimi", 1, "float16", 24000, MIMI_GRID, "mimi", "0" * 64, {})
+    layout.create(tmp_path / "s", spec)
+    lengths = set()
+    for i in range(30):
+        name = f"20260101T000000-00c0ffee-{i:05d}"
+        commit_part(tmp_path / "s", spec, name, [utterance(i)], [np.ones((1, 1), "<f2")])
+        compact.compact(tmp_path / "s")
+        lengths |= {len(name) for name in part_names(tmp_path / "s")}
+    assert len(lengths) == 2  # as written, and as merged
+    assert featstore.open(tmp_path / "s").ids == [utterance(i).id for i in range(30)]
+
+
+def test_all_agree_on_which_copy_counts(tmp_path: Path) -> None:
+    """`A-x.parquet` sorts before `A.parquet`, but part `A` before `A-x`."""
+    spec = FeatureSpec("mimi", 1, "float16", 24000, MIMI_GRID, "mimi", "0" * 64, {})
+    layout.create(tmp_path / "s", spec)
+    for name, value, speaker in (("A-x", 2, "second"), ("A", 1, "first")):
+        twice = replace(utterance(1), speaker=speaker)
+        commit_part(tmp_path / "s", spec, name, [twice], [np.full((1, 1), value, "<f2")])
+    store = featstore.open(tmp_path / "s")
+    assert store.index("mimi").part_names == ["A", "A-x"]
+    assert store.frames("mimi", "u001") == 1
+    assert store.utterance("u001").speaker == "first"
+    assert [finding.part for finding in verify(tmp_path / "s").findings] == ["A-x"]
+
+
+def test_refused_while_something_writes(store: Path) -> None:
+    before = files(store)
+    with layout.hold(store), pytest.raises(StoreError, match="is writing to it"):
+        compact.compact(store, part_bytes=6000)
+    assert files(store) == before
+    compact.compact(store, part_bytes=6000)
+
+
+def test_nobody_writes_while_it_runs(store: Path) -> None:
+    def write(done: int, of: int) -> None:
+        if done < of:
+            with pytest.raises(StoreError, match="compacted"), layout.hold(store):
+                pass
+
+    compact.compact(store, part_bytes=6000, progress=write)
 
 
 def content_of(path: Path, name: str) -> list[dict[str, object]]:
@@ -125,3 +227,17 @@ def test_command(store: Path) -> None:
     result = CliRunner().invoke(app, ["compact", str(store), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["parts_after"] == 2
+
+
+def test_facts_come_from_the_parts_that_were_checked(tmp_path: Path) -> None:
+    for part, name in (("a", "titanet"), ("b", "mimi"), ("c", "mimi")):  # the store's own table reads a's facts
+        spec = FeatureSpec(name, 4, "float16", 24000, MIMI_GRID, name, "0" * 64, {"weights": "file"})
+        layout.create(tmp_path, spec)
+        some = [utterance(i) for i in range(4) if part == "a" or i // 2 == "bc".index(part)]
+        commit_part(tmp_path, spec, part, some, [np.ones((3, 4), np.float16)] * len(some))
+    wrong = utterance_table(replace(utterance(i), recording="wrong") for i in range(4))
+    (layout.utterances_dir(tmp_path) / "a.parquet").write_bytes(parquet_bytes(wrong))
+    compact.compact(tmp_path)  # one part of titanet: nothing to merge there
+    (merged,) = layout.committed(tmp_path, "mimi")
+    facts = read_table(layout.utterances_dir(tmp_path) / f"{merged}.parquet", layout.UTTERANCE_SCHEMA)
+    assert facts["recording"].to_pylist() == [f"r{i}" for i in range(4)]

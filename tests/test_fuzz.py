@@ -210,8 +210,17 @@ def test_a_short_table_does_not_become_gigabytes(tmp_path: Path) -> None:
     ):
         facts(path, rows, **columns)
         assert path.stat().st_size < 1_000_000
-        with pytest.raises(StoreError, match="claim|bytes; up to"):
+        with pytest.raises(StoreError, match="claim|bytes; up to|bytes of text"):
             read_table(path, layout.UTTERANCE_SCHEMA)
+    zeros = np.zeros(2_400_000, np.int64)
+    table = pa.table([always("u", len(zeros)), zeros, zeros], names=layout.INDEX_SCHEMA.names)
+    pq.write_table(table, path, row_group_size=400_000)  # each group by itself is within bounds
+    with pytest.raises(StoreError, match="claim"):
+        read_table(path, layout.INDEX_SCHEMA)
+    table = pa.table([always("u" * 4000, 600_000), zeros[:600_000], zeros[:600_000]], names=layout.INDEX_SCHEMA.names)
+    pq.write_table(table, path)  # one text that stands often: 2.4 GB once spelt out
+    with pytest.raises(StoreError, match="bytes of text"):
+        read_table(path, layout.INDEX_SCHEMA)
 
 
 # ---- HDF5
