@@ -60,6 +60,11 @@ def index_dir(store: Path, feature: str) -> Path:
     return store / "index" / feature
 
 
+def committed(store: Path, feature: str) -> list[str]:
+    """Names of a feature's parts: what its index names."""
+    return sorted(p.stem for p in index_dir(store, feature).glob("[!.]*.parquet"))
+
+
 def utterances_dir(store: Path) -> Path:
     return store / "utterances"
 
@@ -131,6 +136,10 @@ def read_spec(store: Path, feature: str) -> FeatureSpec:
     StoreError : unreadable, or not the spec its fingerprint was taken of.
     """
     path = feature_dir(store, feature) / "zarr.json"
+    if not path.exists():
+        raise StoreError(
+            f"{path}: the feature's spec is missing; run the same `featstore extract` command: it writes it again"
+        )
     attributes = read_json(path).get("attributes")
     try:
         spec = FeatureSpec.from_json(attributes["spec"])
@@ -141,20 +150,41 @@ def read_spec(store: Path, feature: str) -> FeatureSpec:
     return spec
 
 
+def read_seal(folder: Path) -> dict[str, Any]:
+    """What a part was committed with: fingerprint, CRCs of chunks, digests of tables.
+
+    Raises
+    ------
+    StoreError : missing, or edited.
+    """
+    path = folder / "zarr.json"
+    attributes = read_json(path).get("attributes")
+    if not isinstance(attributes, dict):
+        raise StoreError(f"{path}: no attributes")
+    bare = {k: v for k, v in attributes.items() if k != "seal"}
+    if path.read_bytes() != group_json(sealed(bare)):
+        raise StoreError(f"{path}: edited")
+    if not all(isinstance(attributes.get(key), dict) for key in ("chunk_crc32c", "sha256")):
+        raise StoreError(f"{path}: no digests")
+    return attributes
+
+
 def create(store: Path, spec: FeatureSpec) -> None:
     """Make the store and the feature's group where they are not there yet; safe against other writers.
 
     Raises
     ------
-    FingerprintMismatch : the store holds another feature under this name.
+    FingerprintMismatch : the store holds another feature under this name, or parts of another whose spec is lost.
     OSError : no permission, no space.
     """
     for folder in (feature_dir(store, spec.name), index_dir(store, spec.name), utterances_dir(store)):
         folder.mkdir(parents=True, exist_ok=True)
     _write_once(group_dir(store) / "zarr.json", group_json({"whowhen_store": VERSION}))
     check_version(store)
-    group = group_json({"spec": spec.to_json(), "fingerprint": spec.fingerprint})
-    _write_once(feature_dir(store, spec.name) / "zarr.json", group)
+    group = feature_dir(store, spec.name) / "zarr.json"
+    if not group.exists():
+        _check_seals(store, spec)
+    _write_once(group, group_json({"spec": spec.to_json(), "fingerprint": spec.fingerprint}))
     # Whoever made them may have been killed before syncing: a commit is worth as much as every folder above it.
     for folder in (index_dir(store, spec.name), index_dir(store, spec.name).parent, utterances_dir(store)):
         sync(folder)
@@ -162,18 +192,36 @@ def create(store: Path, spec: FeatureSpec) -> None:
         sync(folder)
     found = read_spec(store, spec.name)
     if found.fingerprint != spec.fingerprint:
-        raise FingerprintMismatch(
-            f"feature {spec.name!r} in {store} {_difference(found, spec)}; "
-            "appending would mix two models. Extract into a new store."
-        )
+        raise FingerprintMismatch(f"feature {spec.name!r} in {store} {_difference(found, spec)}")
+
+
+def _check_seals(store: Path, spec: FeatureSpec) -> None:
+    for part in committed(store, spec.name):
+        try:
+            found = read_seal(feature_dir(store, spec.name) / part).get("fingerprint")
+        except StoreError:
+            continue
+        if found != spec.fingerprint:
+            raise FingerprintMismatch(
+                f"feature {spec.name!r} in {store} has lost its spec, and its parts hold fingerprint {found}, this "
+                f"extractor has {spec.fingerprint}; appending would mix two models. Use the extractor that wrote them."
+            )
+        return
 
 
 def _difference(there: FeatureSpec, here: FeatureSpec) -> str:
     a, b = there.to_json(), here.to_json()
     if a["weights_sha256"] != b["weights_sha256"]:
-        return f"holds weights {a['weights_sha256'][:8]}…, this extractor has {b['weights_sha256'][:8]}…"
+        return f"holds weights {a['weights_sha256'][:8]}…, this extractor has {b['weights_sha256'][:8]}…" + _MIX
     keys = [key for key in a if a[key] != b[key]]
-    return "; ".join(f"has {key} = {a[key]}, this extractor {b[key]}" for key in keys)
+    settings = {key for key in {*a["settings"], *b["settings"]} if a["settings"].get(key) != b["settings"].get(key)}
+    if keys == ["settings"] and settings == {"weights"}:
+        was, now = a["settings"].get("weights"), b["settings"].get("weights")
+        return f"has these very weights by the name {was}, here they are {now}; name them with --weights as before"
+    return "; ".join(f"has {key} = {a[key]}, this extractor {b[key]}" for key in keys) + _MIX
+
+
+_MIX = "; appending would mix two models. Extract into a new store."
 
 
 @contextmanager

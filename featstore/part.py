@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
+from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,14 +91,47 @@ class Part:
                     raise StoreError(
                         f"{path}: expected {size + layout.CRC_BYTES} bytes, found {found}; run: featstore verify"
                     )
+                if self._verify:
+                    try:
+                        check_chunk(file, path, size, self._sealed.get(f"{array}/c/{i}/0"))
+                    except StoreError as error:
+                        raise StoreError(f"{error}; run: featstore verify --repair") from None
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise StoreError(f"{path}: the chunk is missing; run: featstore verify --repair") from None
         except OSError as error:
             raise StoreError(f"{path}: not readable ({error.strerror}); run: featstore verify") from None
-        if self._verify and crc32c(memoryview(mapped)[:size]) != int.from_bytes(mapped[size:], "little"):
-            raise StoreError(f"{path}: damaged (CRC32C differs); run: featstore verify --repair")
         return np.frombuffer(mapped, dtype=kind, count=rows * self._spec.dim).reshape(rows, self._spec.dim)
+
+    @cached_property
+    def _sealed(self) -> dict[str, int]:
+        """CRC32C by chunk file, as the part was committed."""
+        return layout.read_seal(self._folder)["chunk_crc32c"]
+
+
+def check_chunk(file: BinaryIO, path: Path, size: int, sealed: int | None) -> None:
+    """Compare the `size` bytes of a chunk file with its own CRC32C, and that with the one the part was sealed with.
+
+    Both are needed: the first finds damage, the second swapped files. The file is read, never mapped: on a map, a sector
+    that cannot be read ends the process.
+
+    Raises
+    ------
+    StoreError : damaged, another chunk, or not readable.
+    """
+    import google_crc32c
+
+    found, left = 0, size
+    try:
+        while left and (piece := file.read(min(left, 1 << 20))):  # larger pieces are slower
+            found, left = google_crc32c.extend(found, piece), left - len(piece)
+        own = int.from_bytes(file.read(layout.CRC_BYTES), "little")
+    except OSError as error:
+        raise StoreError(f"{path}: not readable ({error.strerror})") from None
+    if left or found != own:
+        raise StoreError(f"{path}: damaged (CRC32C differs)")
+    if own != sealed:
+        raise StoreError(f"{path}: whole, but not the chunk that was committed here")
 
 
 def crc32c(data: memoryview | bytes) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,7 @@ from typer.testing import CliRunner
 
 import featstore
 from cli.featstore import app
-from featstore import integrity
+from featstore import compact, integrity, layout, part
 from tests.test_store import fill, spec, utterance
 
 
@@ -182,3 +186,291 @@ def test_what_belongs_to_no_part_is_named_and_put_away(tmp_path: Path) -> None:
     assert all((store / "damaged" / name).read_bytes() == b"text" for name in strays)  # somebody put them there
     assert not any((store / name).exists() for name in leavings)
     assert len(featstore.open(store, verify=True)) == 4
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def chunks(store: Path) -> list[Path]:
+    return sorted(store.glob("features.zarr/mimi/*/frames/c/0/0"))
+
+
+def files(store: Path) -> dict[str, bytes]:
+    return {p.relative_to(store).as_posix(): p.read_bytes() for p in store.rglob("*") if p.is_file()}
+
+
+def part_files(store: Path, name: str) -> dict[str, bytes]:
+    return {path: data for path, data in files(store).items() if name in path}
+
+
+@pytest.fixture
+def one_part(tmp_path: Path) -> Path:
+    fill(tmp_path / "s", count=3)
+    return tmp_path / "s"
+
+
+def command(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    return result.exit_code, result.stdout
+
+
+class BadSector:
+    """A file of which nothing can be read."""
+
+    def read(self, size: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_bad_sector_is_an_error_and_a_finding(one_part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = part.check_chunk
+    for module in (part, integrity):
+        monkeypatch.setattr(module, "check_chunk", lambda file, *rest: check(BadSector(), *rest))
+    with pytest.raises(featstore.StoreError, match="not readable .Input/output error."):
+        featstore.open(one_part, verify=True).frames("mimi", "u0")
+    (finding,) = integrity.verify(one_part).findings
+    assert "not readable (Input/output error)" in finding.problem and len(finding.utterances) == 3
+    assert finding.remedy == "move"
+
+
+def test_a_verifying_reader_refuses_swapped_chunks(store: Path) -> None:
+    names = ("features.zarr/mimi/*/frames/c/0/0", "features.zarr/mimi/*/mean/c/0/0")
+    one, other = next(
+        (a, b) for n in names for a in store.glob(n) for b in store.glob(n) if a.stat().st_size == b.stat().st_size and a != b
+    )  # fmt: skip
+    theirs = other.read_bytes()
+    other.write_bytes(one.read_bytes())
+    one.write_bytes(theirs)
+    opened = featstore.open(store, verify=True)
+    with pytest.raises(featstore.StoreError, match="not the chunk that was committed here"):
+        for id in opened.ids:
+            opened.frames("mimi", id)
+            opened.pooled("mimi", [id])
+
+
+def test_repair_refuses_while_something_writes(one_part: Path) -> None:
+    with layout.hold(one_part), pytest.raises(featstore.StoreError, match="writing"):
+        integrity.verify(one_part, repair=True)
+
+
+@pytest.mark.parametrize("moment", ["facts", "seal", "index"])
+def test_what_is_being_written_is_no_damage(one_part: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    real, seen = layout.write_atomically, []
+
+    def write(path: Path, data: bytes) -> None:
+        kind = {"utterances": "facts", "mimi": "index"}.get(path.parent.name, "seal")
+        if kind == moment:
+            temporary = path.with_name(f".{path.name}.0.tmp")
+            temporary.write_bytes(data)
+            seen.append((integrity.verify(one_part), command("verify", one_part)))
+            temporary.unlink()
+        real(path, data)
+
+    with layout.hold(one_part), featstore.writer(one_part, spec()) as out:
+        out.add(utterance("late"), np.ones((3, 8)))
+        monkeypatch.setattr(layout, "write_atomically", write)
+        out.commit()
+    ((report, (code, text)),) = seen
+    assert report.busy and report.findings and report.damaged == []
+    assert code == 0 and "something is writing now" in text and "--repair" not in text
+    assert integrity.verify(one_part).findings == []
+
+
+def test_what_is_committed_while_verify_reads_is_checked(one_part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = next(one_part.glob("index/mimi/*")).name
+    (one_part / "index" / "mimi" / name).rename(one_part / name)
+    real = integrity._leftovers
+
+    def leftovers(*arguments: object) -> Iterator[integrity.Finding]:
+        (one_part / name).rename(one_part / "index" / "mimi" / name)
+        yield from real(*arguments)
+
+    monkeypatch.setattr(integrity, "_leftovers", leftovers)
+    report = integrity.verify(one_part)
+    assert (report.findings, report.utterances) == ([], 3)
+
+
+def test_what_is_merged_while_verify_reads_is_no_damage(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = integrity._examine, []
+
+    def examine(*arguments: object) -> list[integrity.Finding]:
+        calls.append(arguments)
+        if len(calls) == 2:
+            with monkeypatch.context() as patch:
+                patch.setattr(integrity, "_examine", real)
+                compact.compact(store)
+        return real(*arguments)
+
+    monkeypatch.setattr(integrity, "_examine", examine)
+    assert integrity.verify(store).findings == []
+    assert len(list(store.glob("index/mimi/*"))) == 1
+
+
+def test_repair_leaves_what_was_committed_meanwhile(one_part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk without locks."""
+    name, before = next(one_part.glob("index/mimi/*")).name, files(one_part)
+    (one_part / "index" / "mimi" / name).rename(one_part / name)
+    real = integrity._repair
+
+    def repair(store: Path, finding: integrity.Finding) -> bool:
+        (one_part / name).rename(one_part / "index" / "mimi" / name)
+        return real(store, finding)
+
+    monkeypatch.setattr(integrity, "_repair", repair)
+    assert integrity.verify(one_part, repair=True).repaired == []
+    assert files(one_part) == before
+
+
+@pytest.mark.parametrize("kind", ["flip", "remove", "folder", "noise", "grow"])
+def test_a_damaged_root_is_written_again(one_part: Path, kind: str) -> None:
+    root, before = one_part / "features.zarr" / "zarr.json", files(one_part)
+    damage(kind, root, root, np.random.default_rng(2))
+    code, text = command("verify", one_part)
+    assert code == 2 and "features.zarr/zarr.json" in text
+    code, text = command("verify", one_part, "--repair")
+    assert code == 0 and "written anew" in text and "damaged parts" not in text
+    assert files(one_part) == before
+
+
+def test_what_is_no_store_or_another_version_is_not_repaired(one_part: Path, tmp_path: Path) -> None:
+    root = one_part / "features.zarr" / "zarr.json"
+    root.write_bytes(layout.group_json({"whowhen_store": 99}))
+    with pytest.raises(featstore.StoreError, match="version 99"):
+        integrity.verify(one_part, repair=True)
+    (tmp_path / "other" / "index").mkdir(parents=True)
+    with pytest.raises(featstore.StoreError, match="not a store"):
+        integrity.verify(tmp_path / "other", repair=True)
+
+
+def test_a_damaged_spec_is_set_aside_and_written_again_by_its_extractor_only(one_part: Path) -> None:
+    path = one_part / "features.zarr" / "mimi" / "zarr.json"
+    before = files(one_part)
+    flip(path)
+    (finding,) = integrity.verify(one_part).findings
+    assert "1 parts" in finding.problem and set(finding.utterances) == {"u0", "u1", "u2"}
+    code, text = command("verify", one_part, "--repair")
+    assert code == 0 and "featstore extract" in text and "1 damaged specs set aside" in text
+    assert (one_part / "damaged" / "features.zarr" / "mimi" / "zarr.json").exists()
+    with pytest.raises(featstore.StoreError, match="spec is missing; run the same `featstore extract`"):
+        featstore.open(one_part)
+    code, text = command("verify", one_part, "--repair")
+    assert code == 2 and "set aside" not in text
+    with pytest.raises(featstore.FingerprintMismatch, match="lost its spec"):
+        featstore.writer(one_part, spec(sha="b" * 64))
+    with featstore.writer(one_part, spec()) as out:
+        assert out.missing([utterance("u0")]) == []
+    assert {name: data for name, data in files(one_part).items() if "damaged" not in name} == before
+
+
+def test_a_part_whose_index_is_lost_is_set_aside_not_deleted(one_part: Path) -> None:
+    index = next(one_part.glob("index/mimi/*"))
+    index.unlink()
+    whole = part_files(one_part, index.stem)
+    (finding,) = integrity.verify(one_part, repair=True).findings
+    assert finding.leftover and "whole, but its index table is not there" in finding.problem
+    assert {f"damaged/{name}": data for name, data in whole.items()} == part_files(one_part, index.stem)
+    assert integrity.verify(one_part).findings == []
+
+
+def test_only_a_part_without_a_seal_and_with_our_name_is_deleted(one_part: Path) -> None:
+    ours = next(one_part.glob("index/mimi/*")).stem.replace("-00000", "-00001")
+    for folder in (f"mimi/{ours}", "mimi/notes", "other/notes"):
+        (one_part / "features.zarr" / folder).mkdir(parents=True)
+        (one_part / "features.zarr" / folder / "thesis.txt").write_bytes(b"text")
+    for name in (ours, "mine"):
+        (one_part / "utterances" / f"{name}.parquet").write_bytes(b"text")
+    integrity.verify(one_part, repair=True)
+    assert integrity.verify(one_part).findings == []
+    assert sorted(name for name, data in files(one_part).items() if data == b"text") == [
+        "damaged/features.zarr/mimi/notes/thesis.txt",
+        "damaged/features.zarr/other/notes/thesis.txt",
+        "damaged/utterances/mine.parquet",
+    ]
+
+
+def test_a_stray_file_in_a_part_is_all_that_moves(one_part: Path) -> None:
+    before = files(one_part)
+    folder = chunks(one_part)[0].parents[2].relative_to(one_part).as_posix()
+    for name in (f"{folder}/.DS_Store", f"{folder}/c/._0"):
+        (one_part / name).parent.mkdir(exist_ok=True)
+        (one_part / name).write_bytes(b"text")
+    report = integrity.verify(one_part, repair=True)
+    assert {f.part for f in report.findings} == {f"{folder}/.DS_Store", f"{folder}/c/._0"} and report.damaged == []
+    strays = {f"damaged/{folder}/.DS_Store": b"text", f"damaged/{folder}/c/._0": b"text"}
+    assert files(one_part) == before | strays
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+@pytest.mark.parametrize("damaged", ["zarr.json", "frames/c/0/0"])
+def test_a_repair_killed_between_its_moves_loses_nothing(
+    one_part: Path, monkeypatch: pytest.MonkeyPatch, damaged: str, moves: int
+) -> None:
+    name = next(one_part.glob("index/mimi/*")).stem
+    flip(one_part / "features.zarr" / "mimi" / name / damaged)
+    before, real, calls = part_files(one_part, name), integrity._move, []
+
+    def move(store: Path, path: Path) -> None:
+        calls.append(path)
+        if len(calls) > moves:
+            raise KeyboardInterrupt
+        real(store, path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(integrity, "_move", move)
+        integrity.verify(one_part, repair=True)
+    integrity.verify(one_part, repair=True)
+    assert part_files(one_part, name) == {f"damaged/{path}": data for path, data in before.items()}
+    assert integrity.verify(one_part).findings == []
+
+
+def test_the_same_part_is_set_aside_twice(one_part: Path, tmp_path: Path) -> None:
+    shutil.copytree(one_part, tmp_path / "copy")
+    for _ in range(3):
+        flip(chunks(one_part)[0])
+        integrity.verify(one_part, repair=True)
+        assert integrity.verify(one_part).findings == []
+        shutil.copytree(tmp_path / "copy", one_part, dirs_exist_ok=True)
+    name = next(one_part.glob("index/mimi/*")).name
+    kept = sorted(p.name for p in (one_part / "damaged" / "index" / "mimi").iterdir())
+    assert kept == [name, f"{name}.1", f"{name}.2"]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ESTALE, errno.EMFILE])
+@pytest.mark.parametrize("where", ["index/mimi", "utterances", "frames/c/0", "mimi/zarr.json"])
+def test_what_cannot_be_read_now_stays_where_it_is(
+    one_part: Path, monkeypatch: pytest.MonkeyPatch, code: int, where: str
+) -> None:
+    before = files(one_part)
+
+    def refusing(real: object) -> object:
+        def call(path: Path, *rest: object, **named: object) -> object:
+            if where in str(path):
+                raise OSError(code, os.strerror(code), str(path))
+            return real(path, *rest, **named)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refusing(Path.read_bytes))
+        patch.setattr(integrity, "open", refusing(open), raising=False)
+        report = integrity.verify(one_part, repair=True)
+        assert command("verify", one_part, "--repair")[0] == 2
+    assert len(report.damaged) >= 1 and report.repaired == []
+    assert all(
+        "not readable now" in f.problem and f.part in ("", chunks(one_part)[0].parts[-5]) for f in report.findings
+    )
+    assert files(one_part) == before
+
+
+@pytest.mark.parametrize("line", [b"[1]", b'{"id": "u0"}', b"\xff", b"{"])
+def test_a_damaged_list_of_failures_is_put_away(one_part: Path, line: bytes) -> None:
+    (one_part / "failures").mkdir()
+    good = json.dumps({"feature": "mimi", "id": "u9", "source": "a.wav", "error": "no"}).encode()
+    (one_part / "failures" / "a.jsonl").write_bytes(good + b"\n")
+    (one_part / "failures" / "b.jsonl").write_bytes(good + b"\n" + line + b"\n")
+    (finding,) = integrity.verify(one_part, repair=True).findings
+    assert finding.leftover and finding.part == "failures/b.jsonl"
+    assert (one_part / "damaged" / "failures" / "b.jsonl").exists() and (one_part / "failures" / "a.jsonl").exists()
+    assert integrity.verify(one_part).findings == []
