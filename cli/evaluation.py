@@ -162,13 +162,19 @@ def der(
 
     notes: list[str] = []
     reference, hypothesis = read_rttm(ref, notes.append), read_rttm(hyp, notes.append)
+    order = channels.split(",") if channels else None
+    speakers = {name for turns in hypothesis.values() for name in turns.speakers}
+    if absent := [name for name in order or () if name not in speakers]:
+        raise ValueError(
+            f"--channels: {', '.join(absent)} in no recording of {hyp}; there are {', '.join(sorted(speakers)[:10])}"
+        )
     result = score(
         reference,
         hypothesis,
         uem=None if uem is None else read_uem(uem, notes.append),
         collar_s=collar or 0.0,
         skip_overlap=skip_overlap,
-        hypothesis_order=channels.split(",") if channels else None,
+        hypothesis_order=order,
     )
     notes += result.notes
     corpus = result.corpus
@@ -284,10 +290,6 @@ def _say_checks(checks: list[Check]) -> None:
     console.print(f"{len(checks)} checks, {count} failed." if count else f"{len(checks)} checks, none failed.")
 
 
-if __name__ == "__main__":
-    app()
-
-
 @app.command()
 @user_errors()
 def report(
@@ -317,3 +319,7 @@ def report(
     for finding in facts["findings"]:
         print(f"- {finding}")
     print(f"report: {(out / 'report.html').resolve()}")
+
+
+if __name__ == "__main__":
+    app()

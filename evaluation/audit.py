@@ -47,10 +47,10 @@ def check_store(store: Store) -> list[Check]:
         for turn in row["turns"] or ():
             holders["names in turns"].setdefault(turn["speaker"], set()).add(row["split"])
     told = ", ".join(f"{count} {split or '(no split)'}" for split, count in sorted(counts.items())) or "none"
-    checks = [Check(f"{store.path}: utterances", told, "", "info" if "" not in counts else "warning")]
+    checks = [Check(f"{store.address}: utterances", told, "", "info" if "" not in counts else "warning")]
     for feature, spec in store.features.items():
         if spec.warning:
-            checks.append(Check(f"{store.path}: weights of {feature}", spec.warning, "trained weights", "warning"))
+            checks.append(Check(f"{store.address}: weights of {feature}", spec.warning, "trained weights", "warning"))
     splits = sorted(split for split in counts if split)
     stretches = _shared_audio(rows)
     copies = {feature: _equal_features(store, feature) for feature in store.features}
@@ -169,7 +169,7 @@ def check_run(path: str | PathLike[str], store: Store | None = None) -> list[Che
     for name, spec in specs.items() if store is not None else ():
         found = store.features[name].fingerprint if name in store.features else "absent"
         level: Level = "ok" if found == spec.fingerprint else "error"
-        checks.append(Check(f"{path}: {name} in {store.path}", found, spec.fingerprint, level))
+        checks.append(Check(f"{path}: {name} in {store.address}", found, spec.fingerprint, level))
     if result is None:
         return [*checks, Check(f"{path}: figures", "none (no result.json)", "a finished run", "warning")]
     unsound: Level = "error" if sound else "warning"

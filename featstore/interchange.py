@@ -109,7 +109,8 @@ def import_hdf5(
             raise StoreError(f"{path}: expected an export of version {VERSION} (whowhen_hdf5), found {found!r}")
         try:
             known = {u.id: u for u in map(_utterance, _texts(file, "utterances"))}
-            groups = {name: _own(file, f"features/{name}", h5py.Group) for name in _own(file, "features", h5py.Group)}
+            features = _own(file, "features", h5py.Group)
+            groups = {name: _own(features, name, h5py.Group) for name in features}
             checked = {name: _check_feature(str(path), name, group) for name, group in groups.items()}
         except StoreError:
             raise
@@ -153,7 +154,7 @@ def _check_feature(path: str, name: str, group: h5py.Group) -> tuple[FeatureSpec
 
 def _own(group: h5py.Group, name: str, kind: type) -> Any:
     """What the file itself holds under a name: a link may point to any file that the reader may read."""
-    if "/" not in name and not isinstance(group.get(name, getlink=True), h5py.HardLink | None):
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink | None):
         raise StoreError(f"{group.file.filename}: {name!r} is a link to somewhere else; not followed")
     found = group[name]
     if not isinstance(found, kind):

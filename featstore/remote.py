@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from itertools import chain, islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,12 +33,15 @@ LISTING = "listing.json"
 #: Files moved at once; pieces of a file that go out at once; and the bytes asked for at a time. Together with the
 #: time-out, a line of 0.3 MB/s is fast enough.
 TRANSFERS, UPLOADS, PIECE_BYTES = 4, 2, 8 << 20
+#: Bytes of a piece between two looks at whether to stop.
+_SIP_BYTES = 128 << 10
 #: Requests that fail with a server error, a reset or a time-out are repeated; so is what fails half-way, as a whole.
 RETRIES, RETRY_S, ATTEMPTS, TIMEOUT_S = 8, 300.0, 4, 120.0
 #: Where a cloud's own machines get their credentials, at Amazon, Google and Azure.
 _MACHINE_ROLE = "169.254.169.254"
-#: A listing names a few files a part; one of more bytes than this is not ours.
-MAX_LISTING_BYTES = 1 << 30
+#: A listing names nine files a part, in 100 to 160 bytes each: 20,000 parts take at most 30 MB. JSON may take ten times
+#: its bytes in memory, and more than twice what we need is not ours.
+MAX_LISTING_BYTES = 64 << 20
 _URL = re.compile(r"(s3|gs|az|https?|file):/+")
 _TOPS = ("features.zarr/", "index/", "utterances/")
 _SAFE = re.compile(r"[\w.+~ -]+(/[\w.+~ -]+)*")
@@ -64,35 +68,44 @@ def as_url(path: str | PathLike[str]) -> str | None:
 class Remote:
     """The files under an address. Credentials, region and endpoint come from the usual variables (AWS_… and so on).
 
+    Parameters
+    ----------
+    make : make the folder of a ``file:///…`` address where it is not there.
+
     Raises
     ------
     StoreError : obstore is not installed, or the address or a variable makes no sense.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, make: bool = False) -> None:
         try:
             import obstore
             from obstore.store import HTTPStore, from_url
         except ModuleNotFoundError:
             raise StoreError(f"{url}: needs obstore, which is not installed: pip install 'whowhen[remote]'") from None
+        if found := re.search("[#?]", url):  # obstore drops what follows, so that two addresses would be one store
+            raise StoreError(f"{url}: an address cannot hold {found[0]!r}; choose another name")
         self.url = url
         self._obstore = obstore
         self.web = url.startswith("http")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL", os.environ.get("AWS_ENDPOINT", ""))
+        endpoints = _check_variables() if url.startswith("s3:") else []
+        #: Set to end what is under way.
+        self.stopped = False
+        self._pool = ThreadPoolExecutor(TRANSFERS)  # without threads until something large is read
         settings: dict[str, Any] = {
             "client_options": {
-                "allow_http": url.startswith("http://") or endpoint.startswith("http://"),
+                "allow_http": any(address.startswith("http://") for address in [url, *endpoints]),
                 "timeout": timedelta(seconds=TIMEOUT_S),
             },
             "retry_config": {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_S)},
         }
         try:
             if url.startswith("file:"):
-                self._store = from_url(url, mkdir=True)
+                self._store = from_url(url, mkdir=make)
             else:
                 # A plain web server whatever its name; obstore takes some names for a storage service.
                 self._store = (HTTPStore.from_url if self.web else from_url)(url, **settings)
-        except (obstore.exceptions.BaseError, ValueError) as error:
+        except (obstore.exceptions.BaseError, ValueError, OSError) as error:
             raise StoreError(f"{url}: not an address of a store: {_first_line(error)}") from None
 
     def __reduce__(self) -> tuple[type[Remote], tuple[str]]:
@@ -119,11 +132,17 @@ class Remote:
                     ) from None
                 if re.search(r"status code: 40[13]\b", str(error)):  # so a listing is refused
                     raise StoreError(f"{self.url}/{path}: access refused ({_first_line(error)})") from None
-                if attempt == ATTEMPTS:
+                if attempt == ATTEMPTS or self.stopped:
                     raise StoreError(
                         f"{self.url}/{path}: given up after {attempt} attempts ({_first_line(error)})"
                     ) from None
                 time.sleep(0.2 * 2**attempt)
+            except BaseException as error:
+                if type(error).__name__ != "PanicException":  # obstore's, and no Exception
+                    raise
+                raise StoreError(
+                    f"{self.url}/{path}: obstore failed ({_first_line(error)}); check the address and the AWS_… variables"
+                ) from None
         raise AssertionError
 
     def read(self, path: str, limit: int | None = None) -> bytes:
@@ -146,13 +165,33 @@ class Remote:
         return self._call(path, get)
 
     def ranges(self, path: str, starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
-        """Pieces ``start:end`` of a file, fetched side by side."""
+        """Pieces ``start:end`` of a file, fetched side by side, at most PIECE_BYTES a request."""
+        if sum(ends) - sum(starts) > PIECE_BYTES:
+            spans = list(zip(starts, ends, strict=True))
+            cuts = [(at, min(at + PIECE_BYTES, end)) for start, end in spans for at in range(start, end, PIECE_BYTES)]
+            came = self._pool.map(lambda cut: self._piece(path, *cut), cuts)
+            return [b"".join(islice(came, -(-(end - start) // PIECE_BYTES))) for start, end in spans]
 
         def get() -> list[bytes]:
             pieces = [bytes(p) for p in self._obstore.get_ranges(self._store, path, starts=starts, ends=ends)]
             if [len(p) for p in pieces] != [b - a for a, b in zip(starts, ends, strict=True)]:
                 raise OSError("fewer bytes came than were asked for")
             return pieces
+
+        return self._call(path, get)
+
+    def _piece(self, path: str, start: int, end: int) -> bytes:
+        """Bytes ``start:end`` of a file, sip by sip, so that a stop is quick on a slow line too."""
+
+        def get() -> bytes:
+            data = bytearray()
+            for sip in self._obstore.get(self._store, path, options={"range": (start, end)}).stream(_SIP_BYTES):
+                data += sip
+                if self.stopped:
+                    raise StoreError(f"{self.url}/{path}: stopped")
+            if len(data) != end - start:
+                raise OSError(f"{len(data)} of {end - start} bytes came")
+            return bytes(data)
 
         return self._call(path, get)
 
@@ -169,7 +208,7 @@ class Remote:
         try:
             with open(temporary, "wb") as file:
                 for start in range(0, size, PIECE_BYTES):
-                    file.write(self.ranges(path, [start], [min(start + PIECE_BYTES, size)])[0])
+                    file.write(self._piece(path, start, min(start + PIECE_BYTES, size)))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
@@ -190,10 +229,12 @@ class Remote:
         StoreError : there is no store, or its listing names files outside of it.
         """
         if not self.web:
-            everything = self._call(
-                "", lambda: [(m["path"], m["size"]) for b in self._obstore.list(self._store) for m in b]
-            )
-            found = {path: size for path, size in everything if path.startswith(_TOPS)}
+
+            def get() -> dict[str, int]:
+                everything = chain.from_iterable(self._obstore.list(self._store))
+                return {m["path"]: m["size"] for m in everything if m["path"].startswith(_TOPS)}
+
+            found = self._call("", get)
         else:
             try:
                 found = json.loads(self.read(LISTING, MAX_LISTING_BYTES))["files"]
@@ -208,6 +249,26 @@ class Remote:
             if not _SAFE.fullmatch(path) or ".." in path.split("/") or not isinstance(size, int) or size < 0:
                 raise StoreError(f"{self.url}: {path!r}, {size!r} bytes, is no file of a store")
         return found
+
+
+def _check_variables() -> list[str]:
+    """The addresses among the AWS_… variables; refuses what obstore, which reads them by itself, would fail over.
+
+    Raises
+    ------
+    StoreError
+    """
+    endpoints = []
+    for name, value in [item for item in os.environ.items() if item[0].startswith("AWS_")]:
+        if re.search(r"[\x00-\x1f\x7f]", value):
+            raise StoreError(f"{name}: holds a control character (a line break?); set it again without")
+        if name.startswith("AWS_ENDPOINT") and not value:
+            del os.environ[name]  # means unset; obstore would take it for an address
+        elif name.startswith("AWS_ENDPOINT"):
+            if not re.fullmatch(r"https?://[!-~]+", value):
+                raise StoreError(f"{name}: expected http://HOST:PORT or https://HOST, found {value!r}")
+            endpoints.append(value)
+    return endpoints
 
 
 def _first_line(error: BaseException) -> str:
@@ -267,15 +328,18 @@ def push(
     StoreError : a part is damaged; the far side cannot be reached, or is a web server, which takes no files.
     FingerprintMismatch : the far side holds another feature under a name.
     """
-    path, remote = Path(store), Remote(url)
+    path = Path(store)
+    specs = Store(path).features
+    remote = Remote(url, make=True)
     if remote.web:
         raise StoreError(f"{url}: a web server takes no files; push to its folder (file:///…) or to a bucket (s3://…)")
-    specs = Store(path).features
     there, here = remote.files(), local_files(path)
     _metadata(remote, there, path, here)
     have, want = committed(there), committed(here)
     with _moving(
-        [(f, p, part_files(here, f, p)) for f in specs for p in want.get(f, []) if p not in have.get(f, [])], progress
+        remote,
+        [(f, p, part_files(here, f, p)) for f in specs for p in want.get(f, []) if p not in have.get(f, [])],
+        progress,
     ) as (todo, transfer, moved, pool):
         transfer.parts_there = sum(map(len, want.values())) - len(todo)
         for feature, part, files in todo:
@@ -303,7 +367,8 @@ def pull(
 
     Raises
     ------
-    StoreError : nothing there, the far side cannot be reached, or what came is damaged (it is fetched anew next time).
+    StoreError : nothing there, the far side cannot be reached, something else is at work in the local store, or what
+        came is damaged (it is fetched anew next time).
     FingerprintMismatch : the store holds another feature under a name.
     """
     path, remote = Path(store), Remote(url)
@@ -311,27 +376,32 @@ def pull(
     specs = remote_specs(remote, there)
     for spec in specs.values():
         layout.create(path, spec)
-    have = committed(local_files(path))
-    want = committed(there)
-    incoming = path / "incoming"
-    for leftover in incoming.glob(".*.tmp"):
-        leftover.unlink()
-    with _moving(
-        [(f, p, part_files(there, f, p)) for f in specs for p in want[f] if p not in have.get(f, [])], progress
-    ) as (todo, transfer, moved, pool):
-        transfer.parts_there = sum(map(len, want.values())) - len(todo)
-        for feature, part, files in todo:
-            list(pool.map(lambda p: moved(p, remote.download(p, incoming / p, there[p], incoming)), files))
-            finding = check_part(incoming, feature, part, specs[feature], {}, Report())
-            if finding:
-                shutil.rmtree(layout.feature_dir(incoming, feature) / part, ignore_errors=True)
-                for table in (layout.utterances_dir(incoming), layout.index_dir(incoming, feature)):
-                    (table / f"{part}.parquet").unlink(missing_ok=True)
-            _refuse(finding, url)
-            _take_in(incoming, path, feature, part)
-            transfer.parts += 1
-    shutil.rmtree(incoming, ignore_errors=True)
-    return transfer
+    if not specs:
+        return Transfer()
+    with layout.hold(path, alone=True):  # two pulls would share `incoming`
+        have = committed(local_files(path))
+        want = committed(there)
+        incoming = path / "incoming"
+        for leftover in incoming.glob(".*.tmp"):
+            leftover.unlink()
+        with _moving(
+            remote,
+            [(f, p, part_files(there, f, p)) for f in specs for p in want[f] if p not in have.get(f, [])],
+            progress,
+        ) as (todo, transfer, moved, pool):
+            transfer.parts_there = sum(map(len, want.values())) - len(todo)
+            for feature, part, files in todo:
+                list(pool.map(lambda p: moved(p, remote.download(p, incoming / p, there[p], incoming)), files))
+                finding = check_part(incoming, feature, part, specs[feature], {}, Report())
+                if finding:
+                    shutil.rmtree(layout.feature_dir(incoming, feature) / part, ignore_errors=True)
+                    for table in (layout.utterances_dir(incoming), layout.index_dir(incoming, feature)):
+                        (table / f"{part}.parquet").unlink(missing_ok=True)
+                _refuse(finding, url)
+                _take_in(incoming, path, feature, part)
+                transfer.parts += 1
+        shutil.rmtree(incoming, ignore_errors=True)
+        return transfer
 
 
 def remote_specs(remote: Remote, files: dict[str, int]) -> dict[str, FeatureSpec]:
@@ -385,7 +455,7 @@ def _metadata(remote: Remote, there: dict[str, int], store: Path, here: dict[str
 
 @contextmanager
 def _moving(
-    todo: list[tuple[str, str, dict[str, int]]], progress: Callable[[int, int], None]
+    remote: Remote, todo: list[tuple[str, str, dict[str, int]]], progress: Callable[[int, int], None]
 ) -> Iterator[tuple[Any, Transfer, Callable[[str, int], None], ThreadPoolExecutor]]:
     """Count what moves; threads that stop with the first error."""
     transfer, began = Transfer(), time.monotonic()
@@ -403,6 +473,9 @@ def _moving(
     pool = ThreadPoolExecutor(TRANSFERS)
     try:
         yield todo, transfer, moved, pool
+    except BaseException:
+        remote.stopped = True
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
         transfer.seconds = time.monotonic() - began

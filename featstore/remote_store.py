@@ -59,7 +59,8 @@ def open_remote(url: str, *, verify: bool = False, cache: Path | None = None, ca
     with ThreadPoolExecutor(TRANSFERS) as pool:
         list(pool.map(lambda p: _fetch_tables(remote, files, cache, *p), [(f, p) for f in specs for p in parts[f]]))
     blocks = Blocks(remote, files, cache_bytes)
-    return Store(cache, make_part=partial(RemotePart, verify=verify, store=cache, blocks=blocks))
+    make_part = partial(RemotePart, verify=verify, store=cache, blocks=blocks)
+    return Store(cache, make_part=make_part, address=url)
 
 
 def _fetch_tables(remote: Remote, files: dict[str, int], cache: Path, feature: str, part: str) -> None:
@@ -76,7 +77,7 @@ def _fetch_tables(remote: Remote, files: dict[str, int], cache: Path, feature: s
         (cache / seal).unlink()
         raise StoreError(f"{remote.url}/{seal}: {error}") from None
     for kind, path in (("utterances", f"utterances/{part}.parquet"), ("index", f"index/{feature}/{part}.parquet")):
-        data = remote.read(path)
+        data = remote.read(path, files.get(path, 0))
         if hashlib.sha256(data).hexdigest() != expected.get(kind):
             raise StoreError(f"{remote.url}/{path}: not the file that was committed")
         layout.write_atomically(cache / path, data)
@@ -200,17 +201,20 @@ class RemotePart(Part):
         for i in range(start // size, -(-stop // size)):
             begin, end = max(start - i * size, 0), min(stop - i * size, size)
             path = f"{self._remote_folder}/frames/c/{i}/0"
-            if self._blocks.size(path) != size * row_bytes + layout.CRC_BYTES:
-                raise StoreError(
-                    f"{self._blocks.remote.url}/{path}: expected {size * row_bytes + layout.CRC_BYTES} bytes, found "
-                    f"{self._blocks.size(path)}; push the store again"
-                )
-            options = (
-                {"block_bytes": self._blocks.size(path), "check": partial(self._check, path)} if self._verify else {}
-            )
+            whole = self._size(path, size * row_bytes + layout.CRC_BYTES)
+            options = {"block_bytes": whole, "check": partial(self._check, path)} if self._verify else {}
             pieces.append(self._blocks.read(path, begin * row_bytes, end * row_bytes, **options))
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return np.frombuffer(data, dtype=kind).reshape(stop - start, self._spec.dim)
+
+    def _size(self, path: str, expected: int) -> int:
+        """Bytes of a chunk, which must be those of its rows before any are fetched."""
+        found = self._blocks.size(path)
+        if found != expected:
+            raise StoreError(
+                f"{self._blocks.remote.url}/{path}: expected {expected} bytes, found {found}; push the store again"
+            )
+        return found
 
     def _check(self, path: str, data: bytes) -> None:
         """Compare a whole chunk with its own CRC and with the one it was committed with."""
@@ -227,10 +231,12 @@ class RemotePart(Part):
     def _map(self, array: str, i: int, rows: int, dtype: str) -> NDArray:
         """A whole chunk (of the pooled arrays), checked."""
         path = f"{self._remote_folder}/{array}/c/{i}/0"
-        self._blocks.size(path)
         kind = np.dtype(dtype).newbyteorder("<")
-        data = self._blocks.remote.read(path)
+        size = self._size(path, rows * self._spec.dim * kind.itemsize + layout.CRC_BYTES)
+        data = self._blocks.remote.read(path, size)
+        if len(data) != size:
+            raise StoreError(
+                f"{self._blocks.remote.url}/{path}: expected {size} bytes, found {len(data)}; push it again"
+            )
         self._check(path, data)
-        if len(data) != rows * self._spec.dim * kind.itemsize + layout.CRC_BYTES:
-            raise StoreError(f"{self._blocks.remote.url}/{path}: {len(data)} bytes, expected another size")
         return np.frombuffer(data, kind, rows * self._spec.dim).reshape(rows, self._spec.dim)

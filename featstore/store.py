@@ -56,13 +56,18 @@ class Store:
         *,
         verify: bool = False,
         make_part: Callable[[Path, FeatureSpec, int, int], Part] | None = None,
+        address: str | None = None,
     ) -> None:
         layout.check_version(path)
         self.path = path
+        #: Where it is, for messages and records; of a store at a distance `path` is only the copy of its tables.
+        self.address = address or str(path)
         group = layout.group_dir(path)
-        names = sorted(p.parent.name for p in group.glob("*/zarr.json"))
+        # A feature that has parts but no spec is damaged, not absent: reading its spec says so.
+        names = {p.parent.name for p in group.glob("*/zarr.json")}
+        names |= {p.name for p in (path / "index").glob("*") if p.name not in names and layout.committed(path, p.name)}
         #: FeatureSpec by name.
-        self.features: dict[str, FeatureSpec] = {name: layout.read_spec(path, name) for name in names}
+        self.features: dict[str, FeatureSpec] = {name: layout.read_spec(path, name) for name in sorted(names)}
         self._indexes: dict[str, Index] = {}
         self._make_part = make_part or partial(Part, verify=verify)
 
@@ -109,7 +114,7 @@ class Store:
         """
         row = self._rows.get(id)
         if row is None:
-            raise KeyError(f"utterance {id!r} is not in {self.path} ({len(self)} utterances)")
+            raise KeyError(f"utterance {id!r} is not in {self.address} ({len(self)} utterances)")
         facts = self.utterances.slice(row, 1).to_pylist()[0]
         return utterance_from_row(facts)
 
@@ -149,7 +154,7 @@ class Store:
         if index is None:
             if feature not in self.features:
                 there = ", ".join(self.features) or "none"
-                raise KeyError(f"{self.path} has no feature {feature!r} (there: {there}); extract it first")
+                raise KeyError(f"{self.address} has no feature {feature!r} (there: {there}); extract it first")
             known = [other.rows for other in self._indexes.values()]
             index = self._indexes[feature] = Index(self.path, self.features[feature], self._make_part, known)
         return index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -59,6 +60,20 @@ def test_another_models_file_is_refused(tmp_path: Path, exported: Path) -> None:
         out.add(utterance("x"), np.ones((1, 8)))
     with pytest.raises(featstore.FingerprintMismatch):
         import_hdf5(exported, tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["features", "features/mimi", "features/mimi/frames", "utterances"])
+@pytest.mark.parametrize("kind", ["external", "soft"])
+def test_no_link_is_followed(tmp_path: Path, exported: Path, name: str, kind: str) -> None:
+    shutil.copy(exported, tmp_path / "other.h5")
+    with h5py.File(exported, "r+") as file:
+        file.move(name, "elsewhere")
+        file[name] = (
+            h5py.ExternalLink(tmp_path / "other.h5", name) if kind == "external" else h5py.SoftLink("/elsewhere")
+        )
+    with pytest.raises(featstore.StoreError, match="is a link to somewhere else; not followed"):
+        import_hdf5(exported, tmp_path / "t")
+    assert not (tmp_path / "t").exists()
 
 
 @pytest.mark.parametrize("damage", ["no hdf5", "cut", "absent", "version", "spec", "count", "shape", "virtual"])

@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 import featstore
 from cli.featstore import app
-from featstore import MIMI_GRID, FeatureSpec, FingerprintMismatch, StoreError, Utterance, remote, remote_store
+from featstore import MIMI_GRID, FeatureSpec, FingerprintMismatch, StoreError, Utterance, layout, remote, remote_store
 from featstore.integrity import verify
 from featstore.part import crc32c
 
@@ -184,6 +184,65 @@ def test_addresses() -> None:
     assert remote.as_url("store") is remote.as_url("/s3/x") is remote.as_url("s3x:/y") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("AWS_ENDPOINT_URL", "localhost:8771", "expected http://HOST:PORT or https://HOST, found 'localhost:8771'"),
+        ("AWS_ENDPOINT", "http://a b", "expected http://HOST"),
+        ("AWS_ENDPOINT_URL", "http://", "expected http://HOST"),
+        ("AWS_ACCESS_KEY_ID", "key\n", "holds a control character"),
+    ],
+)
+def test_a_variable_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StoreError, match=f"^{name}: {says}"):
+        featstore.open("s3://bucket/store")
+    remote.Remote("https://host/store")  # needs none of them
+
+
+def test_an_empty_endpoint_is_none(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT", "")  # beside the bucket's AWS_ENDPOINT_URL
+    assert remote.Remote(bucket).files() == {}
+
+
+def test_a_panic_of_obstore_is_one_line() -> None:
+    class PanicException(BaseException):
+        """As pyo3 makes it."""
+
+    def panic() -> None:
+        raise PanicException("called `Result::unwrap()` on an `Err` value\nstack backtrace")
+
+    with pytest.raises(StoreError, match=r"^https://h/s/x: obstore failed \(called .*\); check the address") as caught:
+        remote.Remote("https://h/s")._call("x", panic)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["s3://b/a b#c", "https://host/s?t=1", "file:///srv/a#b"])
+def test_an_address_is_not_cut(url: str) -> None:
+    with pytest.raises(StoreError, match=r"an address cannot hold '[#?]'"):
+        remote.Remote(url)
+
+
+def test_only_push_makes_a_folder(source: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["pull", f"file://{tmp_path}/nothere", str(tmp_path / "copy")])
+    assert result.exit_code == 2 and f"file://{tmp_path}/nothere: not an address of a store" in result.stderr
+    with pytest.raises(StoreError, match="no such folder"):
+        remote.push(tmp_path / "no", f"file://{tmp_path}/new")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(StoreError, match="^file:///proc/x: not an address of a store"):
+        remote.push(source, "file:///proc/x")
+
+
+def test_a_listing_of_many_parts_is_short_enough() -> None:
+    name = "20260101T000000-00c0ffee-00000-m00c0ffee"
+    feature = "f" * 64
+    arrays = [f"{array}/{file}" for array in layout.ARRAYS for file in ("zarr.json", "c/0/0")]
+    files = [f"features.zarr/{feature}/{name}/{file}" for file in (*arrays, "zarr.json")]
+    files += [f"index/{feature}/{name}.parquet", f"utterances/{name}.parquet"]
+    a_part = len(json.dumps(dict.fromkeys(files, 128 << 20)))
+    assert 2 * 20_000 * a_part < remote.MAX_LISTING_BYTES < 4 * 20_000 * a_part
+
+
 def test_a_store_goes_to_a_bucket_and_back(source: Path, bucket: str, tmp_path: Path) -> None:
     first = remote.push(source, f"{bucket}/deep/store")
     parts = verify(source).parts
@@ -284,14 +343,113 @@ def test_verified_reading_checks_what_it_returns(
 def test_a_pull_killed_inside_a_file_goes_on(source: Path, bucket: str, tmp_path: Path) -> None:
     remote.push(source, bucket)
     script = (
-        "import os, signal, sys; from featstore import remote; ranges = remote.Remote.ranges; calls = []\n"
+        "import os, signal, sys; from featstore import remote; piece = remote.Remote._piece; calls = []\n"
         "def dying(*a):\n    calls.append(1)\n"
-        "    if len(calls) == 9: os.kill(os.getpid(), signal.SIGKILL)\n    return ranges(*a)\n"
-        "remote.Remote.ranges = dying; remote.pull(sys.argv[1], sys.argv[2])"
+        "    if len(calls) == 9: os.kill(os.getpid(), signal.SIGKILL)\n    return piece(*a)\n"
+        "remote.Remote._piece = dying; remote.pull(sys.argv[1], sys.argv[2])"
     )
     done = subprocess.run([sys.executable, "-c", script, bucket, str(tmp_path / "copy")], capture_output=True)
     assert done.returncode == -signal.SIGKILL
     assert list((tmp_path / "copy" / "incoming").glob(".*.tmp"))
+    remote.pull(bucket, tmp_path / "copy")
+    assert content(tmp_path / "copy") == content(source)
+
+
+def test_what_is_larger_than_listed_is_not_read(source: Path, bucket: str, server: str, tmp_path: Path) -> None:
+    remote.push(source, bucket)
+    url = f"http://{server}/{bucket.removeprefix('s3://')}"
+    for top in ("index/mimi/", "utterances/"):
+        key = next(p for p in remote.Remote(bucket).files() if p.startswith(top))
+        remote.Remote(bucket).upload(key, bytes(1 << 20))
+        with pytest.raises(StoreError, match=rf"{key}: 1048576 bytes, expected at most \d+; not read"):
+            featstore.open(url, cache=tmp_path / top)
+        remote.Remote(bucket).upload(key, source / key)
+
+
+def test_a_pooled_chunk_is_sized_before_it_is_read(
+    source: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote.push(source, bucket)
+    key = next(p for p in remote.Remote(bucket).files() if "/mimi/" in p and p.endswith("mean/c/0/0"))
+    listed = featstore.open(bucket, cache=tmp_path / "one")
+    remote.Remote(bucket).upload(key, bytes(1 << 20))
+    with pytest.raises(StoreError, match="1048576 bytes, expected at most"):
+        listed.pooled("mimi")
+    far = featstore.open(bucket, cache=tmp_path / "two")
+    read: list[str] = []
+    monkeypatch.setattr(remote.Remote, "read", lambda self, path, limit: read.append(path))
+    with pytest.raises(StoreError, match=r"expected \d+ bytes, found 1048576"):
+        far.index("mimi").parts[far.index("mimi").part_names.index(key.split("/")[2])].pooled("mean")
+    assert read == []
+
+
+def test_large_chunks_come_in_pieces(
+    source: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote.push(source, bucket)
+    monkeypatch.setattr(remote, "PIECE_BYTES", 700)
+    monkeypatch.setattr(remote_store.Blocks.read, "__defaults__", (512, lambda data: None))
+    asked: list[int] = []
+    piece, obstore = remote.Remote._piece, pytest.importorskip("obstore")
+    get_ranges = obstore.get_ranges
+
+    def ranges(store: object, path: str, *, starts: list[int], ends: list[int]) -> object:
+        asked.append(sum(ends) - sum(starts))
+        return get_ranges(store, path, starts=starts, ends=ends)
+
+    monkeypatch.setattr(obstore, "get_ranges", ranges)
+    monkeypatch.setattr(remote.Remote, "_piece", lambda s, p, a, b: asked.append(b - a) or piece(s, p, a, b))
+    assert content(bucket) == content(source)
+    far = featstore.open(bucket)
+    assert [far.frames("mimi", id).tobytes() for id in far.ids] == content(source)["mimi"]
+    assert max(asked) <= 700
+    asked.clear()
+    remote.pull(bucket, tmp_path / "copy")
+    assert max(asked) == 700
+
+
+def test_messages_and_runs_name_the_address(source: Path, bucket: str, tmp_path: Path) -> None:
+    remote.push(source, bucket)
+    far = featstore.open(bucket)
+    for action in (lambda: far.utterance("nobody"), lambda: far.index("nothing")):
+        with pytest.raises(KeyError, match=bucket):
+            action()
+    runs, config = pytest.importorskip("trainers.runs"), pytest.importorskip("trainers.config")
+    run = runs.Run.create(tmp_path / "run", config.FitConfig.make("probe", settings=["trials=x"]), far)
+    assert run.store == far.select(split="train").address == bucket
+    assert featstore.open(source).address == str(source)
+
+
+def test_one_pull_at_a_time(source: Path, bucket: str, tmp_path: Path) -> None:
+    remote.push(source, bucket)
+    refused: list[str] = []
+
+    def progress(done: int, of: int) -> None:
+        with pytest.raises(StoreError) as caught:
+            remote.pull(bucket, tmp_path / "copy")
+        refused.append(str(caught.value))
+
+    remote.pull(bucket, tmp_path / "copy", progress=progress)  # the first into nothing
+    assert refused and all("something else is writing to it" in line for line in refused)
+    with layout.hold(tmp_path / "copy"), pytest.raises(StoreError, match="something else is writing to it"):
+        remote.pull(bucket, tmp_path / "copy")
+    assert content(tmp_path / "copy") == content(source)
+
+
+def test_an_interrupted_pull_ends_what_is_under_way(
+    source: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote.push(source, bucket)
+    used: list[remote.Remote] = []
+    download = remote.Remote.download
+    with monkeypatch.context() as patch:
+        patch.setattr(remote.Remote, "download", lambda self, *a: used.append(self) or download(self, *a))
+        patch.setattr(remote, "check_part", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        result = CliRunner().invoke(app, ["pull", bucket, str(tmp_path / "copy")])
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted: what was finished stays; the same command goes on\n"
+    with pytest.raises(StoreError, match="stopped"):  # a thread that is inside a piece
+        used[0]._piece("features.zarr/zarr.json", 0, 9)
     remote.pull(bucket, tmp_path / "copy")
     assert content(tmp_path / "copy") == content(source)
 

@@ -75,7 +75,7 @@ def load_data(run: Run, store: Store) -> ProbeData:
         unknown = [name for name, speaker in zip(trials.names, trial_speakers, strict=True) if speaker is None]
         if unknown:
             raise ConfigError(
-                f"{len(unknown)} utterances of {config.trials} have no speaker in {store.path} (first: {unknown[0]}), "
+                f"{len(unknown)} utterances of {config.trials} have no speaker in {store.address} (first: {unknown[0]}), "
                 "so nobody can tell whether they were trained on; put speakers into the manifest"
             )
         shared = sorted({speaker_of[id] for id in train} & set(trial_speakers))
@@ -89,7 +89,7 @@ def load_data(run: Run, store: Store) -> ProbeData:
     distinct = len(set(speakers))
     if distinct < 2:
         raise ConfigError(
-            f"{store.path}: the probe needs 2 or more speakers to train on, found {distinct} "
+            f"{store.address}: the probe needs 2 or more speakers to train on, found {distinct} "
             f"in {len(train)} utterances with a speaker"
             + (" and split=train" if config.protocol == "sound" else " in the trial list")
         )

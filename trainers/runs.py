@@ -69,7 +69,7 @@ class Run:
                 raise RunError(f"{path}: cannot resume with other settings: {told}")
             run.config = config
             return run
-        return cls(path, config, features, str(store.path))
+        return cls(path, config, features, store.address)
 
     def begin(self) -> None:
         """Make the folder and write config.json, once the data have passed their checks."""
@@ -121,7 +121,7 @@ class Run:
                 there = f"has {found.fingerprint}" if found else f"has no {name!r}"
                 raise RunError(
                     f"{self.path}: was trained on feature {name!r} with fingerprint {spec.fingerprint}; "
-                    f"{store.path} {there}. Use the store it was trained on, or train a new run"
+                    f"{store.address} {there}. Use the store it was trained on, or train a new run"
                 )
 
     # ---- files

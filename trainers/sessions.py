@@ -115,7 +115,7 @@ def load_sessions(store: Store, config: FitConfig) -> Sessions:
     if others:
         notes.append(f"{others} sessions with a split other than train, dev, test were left out")
     if not splits["train"]:
-        raise ConfigError(f"{store.path}: no utterance with turns has split=train; there is nothing to train on")
+        raise ConfigError(f"{store.address}: no utterance with turns has split=train; there is nothing to train on")
     if config.protocol == "sound":
         _check_disjoint(splits)
     if not splits["dev"]:

@@ -68,14 +68,14 @@ class UnfrozenMimi(nn.Module):
         weights = config.mimi_weights or str(spec.settings.get("weights", ""))
         if not config.mimi_weights and not weights.startswith(("hf:", "random:", "demo")):
             raise ConfigError(
-                f"{store.path}: the store does not say where Mimi's weights are (it says {weights!r}); "
+                f"{store.address}: the store does not say where Mimi's weights are (it says {weights!r}); "
                 "add: --set mimi_weights=PATH"
             )
         source = sources.resolve(weights, file=WEIGHTS_FILE, demo="mimi-nano.safetensors", suffixes=(".safetensors",))
         mimi, sha256 = load_mimi(source)
         if sha256 != spec.weights_sha256:
             raise ConfigError(
-                f"{store.path}: feature {config.feature!r} was made with weights {spec.weights_sha256[:8]}…, "
+                f"{store.address}: feature {config.feature!r} was made with weights {spec.weights_sha256[:8]}…, "
                 f"{weights} has {sha256[:8]}…; the two runs could not be compared. Give the store's own weights"
             )
         return cls(mimi, Adapter(spec.dim, **sizes), config.mimi_top_layers, frames)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import pickle
 import tarfile
 import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -111,7 +111,7 @@ def _tensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except UnpicklingError:
         raise WeightsError(
             f"{name} refused: its checkpoint holds more than tensors (a pickle that could run code). Get the file "
             "from its publisher, or pass safetensors"
