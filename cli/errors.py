@@ -1,18 +1,22 @@
-"""How commands end on wrong input: one line on stderr and exit code 2."""
+"""How commands end: on wrong input with one line on stderr and exit code 2, on a fault of ours with 70."""
 
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+#: EX_SOFTWARE of sysexits.h. Python's own 1 means to our callers that some utterances failed.
+FAULT = 70
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Turn ValueError, KeyError and OSError into ``error: …`` and exit code 2; also works as a decorator.
 
-    These are the errors that our packages raise about input. Anything else is a fault of the program and keeps its
-    traceback, as does a KeyError that carries a bare key and no sentence.
+    These are the errors that our packages raise about input. Anything else is a fault of the program and shows its
+    traceback, as does a KeyError that carries a bare key and no sentence; exit code 70.
 
     >>> @app.command()
     ... @user_errors()
@@ -22,9 +26,11 @@ def user_errors() -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
-    except (ValueError, KeyError, OSError) as error:
-        if isinstance(error, KeyError) and " " not in str(error):
-            raise
+    except Exception as error:
+        bare = isinstance(error, KeyError) and " " not in str(error)
+        if bare or not isinstance(error, ValueError | KeyError | OSError):
+            traceback.print_exc()
+            raise SystemExit(FAULT) from None
         print(f"error: {message(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +40,9 @@ def main() -> None:
 @app.command()
 @user_errors()
 def extract(
-    manifest: Annotated[str, typer.Argument(help="NeMo JSONL file, folder of a saved HF dataset, or hf:NAME[@SPLIT].")],
+    manifest: Annotated[
+        str, typer.Argument(help="NeMo JSONL file, folder of a saved HF dataset, or hf:NAME\\[@SPLIT].")
+    ],
     store: StoreOption,
     feature: Annotated[str, typer.Option(help="mimi, titanet, or the name another package gives its encoder.")],
     weights: Annotated[
@@ -82,7 +86,8 @@ def extract(
     """Run speech through an encoder and keep every frame.
 
     Kill it whenever you like: the same command goes on where it was. Utterances that fail are listed in
-    STORE/failures.jsonl and the exit code is 1; the rest is kept.
+    STORE/failures.jsonl and the exit code is 1; the rest is kept. Where the disk fails, the rest of that batch is put
+    off until the command is run again, so that its bytes are those of any other run.
 
     [bold]Examples[/bold]
 
@@ -166,7 +171,7 @@ def extract(
         speed = f", {result.audio_s / result.wall_s:.1f} × real time" if result.audio_s else ""
         print(
             f"{feature}: {result.done} utterances added, {result.skipped} there already, "
-            f"{len(result.failures)} failed; {result.audio_s:.0f} s of audio in {result.wall_s:.1f} s{speed}"
+            f"{len(result.failures)} failed{f', {result.put_off} put off' if result.put_off else ''}; {result.audio_s:.0f} s of audio in {result.wall_s:.1f} s{speed}"
             + (f" by {result.writers} actors" if result.writers > 1 else "")
             + (f"; time spent: {busy}" if busy else "")
         )
@@ -177,6 +182,9 @@ def extract(
         print(
             f"failed: {len(result.failures)} utterance(s), listed in {store / 'failures.jsonl'}{more}", file=sys.stderr
         )
+    if result.put_off:
+        _note(f"put off: {result.put_off} utterance(s) of batches in which the disk failed; run the same command again")
+    if result.failures or result.put_off:
         raise SystemExit(1)
 
 
@@ -304,13 +312,18 @@ def _facts(store: Any) -> dict[str, Any]:
 def verify(
     store: StoreArgument,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Clean up after interrupted writes and set damaged parts aside.")
+        bool,
+        typer.Option(
+            "--repair",
+            help="Clean up after interrupted writes and set damaged parts aside; refuses while something writes.",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Read every byte of a store and say what is damaged.
 
-    Exit code 0: all whole, or repaired. 2: damage found; extract again after --repair to bring the utterances back.
+    Exit code 0: all whole, or repaired; what is being written at the moment does not count. 2: damage found; extract
+    again after --repair to bring the utterances back.
 
     [bold]Examples[/bold]
 
@@ -322,14 +335,15 @@ def verify(
 
     with bar("verifying parts") as shown:
         report = integrity.verify(store, repair=repair, progress=shown.update)
+    wrong = [f for f in report.findings if not (report.busy and f.leftover)]
     if as_json:
         facts = {"parts": report.parts, "utterances": report.utterances, "bytes": report.bytes}
-        facts |= {"repaired": repair, "findings": [f.to_json() for f in report.findings]}
+        facts |= {"repaired": repair, "busy": report.busy, "findings": [f.to_json() for f in report.findings]}
         print(json.dumps(facts))
     else:
         for f in report.findings:
-            where = "/".join(filter(None, (f.feature, f.part)))
-            print(f"{'leftover' if f.leftover else 'DAMAGED'} {where}: {f.problem}")
+            kind = ("unfinished" if report.busy else "leftover") if f.leftover else "DAMAGED"
+            print(f"{' '.join(filter(None, (kind, '/'.join(filter(None, (f.feature, f.part))))))}: {f.problem}")
             if f.utterances and not f.leftover:
                 shown_ids = ", ".join(f.utterances[:5])
                 print(f"  {len(f.utterances)} utterance(s): {shown_ids}{', …' if len(f.utterances) > 5 else ''}")
@@ -337,14 +351,29 @@ def verify(
         if not report.findings:
             print(f"{store}: whole: {size}, every checksum right")
         elif repair:
-            print(
-                f"{store}: repaired: {len(report.damaged)} damaged parts set aside in {store / 'damaged'}; {size} read"
-            )
+            print(f"{store}: repaired: {_repaired(report, store)}; {size} read")
+        elif not wrong:
+            print(f"{store}: {len(report.findings)} unfinished parts, something is writing now; {size} read")
         else:
-            print(f"{store}: {len(report.findings)} findings; {size} read. Run: featstore verify {store} --repair")
-    unrepairable = [f for f in report.damaged if not f.part]
-    if unrepairable or (report.findings and not repair):
+            advice = f" Run: featstore verify {store} --repair" if any(f.remedy for f in wrong) else ""
+            print(f"{store}: {len(report.findings)} findings; {size} read.{advice}")
+    if [f for f in wrong if not f.remedy] if repair else wrong:
         raise SystemExit(2)
+
+
+def _repaired(report: Any, store: Path) -> str:
+    """What a repair did, in words."""
+    done = report.repaired
+    counts = {
+        f"damaged parts set aside in {store / 'damaged'}": sum(bool(f.part) and not f.leftover for f in done),
+        "leftovers cleaned up": sum(f.leftover for f in done),
+        "damaged specs set aside (extract again with the same command)": sum(
+            bool(f.feature) and not f.part for f in done
+        ),
+        "zarr.json of the store written anew": sum(f.remedy == "write" for f in done),
+        "left as they are": len(report.findings) - len(done),
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 @app.command()
@@ -371,7 +400,7 @@ def push(
 
     if (address := as_url(url)) is None:
         raise ValueError(f"{url}: expected an address, such as s3://BUCKET/PATH or file:///FOLDER")
-    with bar(f"pushing {store.name}") as shown:
+    with _going_on_later(), bar(f"pushing {store.name}") as shown:
         done = run(store, address, progress=lambda moved, of: shown.update(moved, of))
     _moved("pushed", url, done, as_json)
 
@@ -388,6 +417,9 @@ def pull(
     Run it again after a kill, or when more is there: what has come stays. To read crops without copying, give the
     address in place of the folder: featstore.open("s3://…"), trainers fit … --store s3://…
 
+    Parts are known by their names: after a local compact, all that it merged would come again. Compact before push, or
+    pull first, and compact last: that also drops what came twice. Not while something else writes into STORE.
+
     [bold]Examples[/bold]
 
         featstore pull s3://BUCKET/STORE STORE
@@ -399,9 +431,18 @@ def pull(
 
     if (address := as_url(url)) is None:
         raise ValueError(f"{url}: expected an address, such as s3://BUCKET/PATH or https://HOST/PATH")
-    with bar(f"pulling {store.name}") as shown:
+    with _going_on_later(), bar(f"pulling {store.name}") as shown:
         done = run(address, store, progress=lambda moved, of: shown.update(moved, of))
     _moved("pulled", url, done, as_json)
+
+
+@contextmanager
+def _going_on_later() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted: what was finished stays; the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _moved(verb: str, url: str, done: Any, as_json: bool) -> None:
@@ -421,7 +462,7 @@ def compact(
 ) -> None:
     """Merge many small parts into few large ones, so that a large store opens fast.
 
-    Worth it beyond a thousand parts (see featstore info). Not while something extracts into the store; programs that
+    Worth it beyond a thousand parts (see featstore info). Refused while something extracts into the store; programs that
     have it open must open it again. Kill it whenever you like: the same command finishes.
 
     [bold]Example[/bold]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import soundfile as sf
@@ -18,7 +20,12 @@ from featstore.types import Utterance
 TOLERANCE_S = 0.05
 #: Below this peak (full scale is 1) there is nothing to hear, not even dither.
 SILENCE = 1e-5
+#: Slower than any speech was ever sampled: a damaged header, which would become hours of audio.
+MIN_RATE_HZ = 1000
 _BLOCK_S = 30
+#: A header may claim any length: beyond this, memory is taken as samples come.
+_BELIEVED_SAMPLES = 1 << 24
+T = TypeVar("T")
 
 
 def load(
@@ -35,10 +42,15 @@ def load(
     Raises
     ------
     ValueError : missing, empty, not audio, cut short, no samples, NaN or infinite samples, silence (unless
-        `silence_ok`), or a manifest's duration that passes the file's end.
+        `silence_ok`), more than the memory holds, or a manifest's duration that passes the file's end.
+    OSError : the file may not be read, or the disk fails, twice.
     """
     utterance = source if isinstance(source, Utterance) else None
     name = utterance.audio if utterance else str(source)
+    return _twice(name, lambda: _load(utterance, name, sample_rate_hz, silence_ok))
+
+
+def _load(utterance: Utterance | None, name: str, sample_rate_hz: int, silence_ok: bool) -> NDArray[np.float32]:
     with _open(name) as file:
         rate, total = file.samplerate, file.frames
         if total <= 0:
@@ -66,10 +78,26 @@ def duration_s(name: str) -> float:
 
     Raises
     ------
-    ValueError : like `load`.
+    ValueError, OSError : like `load`.
     """
-    with _open(name) as file:
-        return file.frames / file.samplerate
+
+    def read() -> float:
+        with _open(name) as file:
+            return file.frames / file.samplerate
+
+    return _twice(name, read)
+
+
+def _twice(name: str, read: Callable[[], T]) -> T:
+    """`read`, and again where it failed: to libsndfile a disk that fails is bad audio, so ask the disk in between."""
+    try:
+        return read()
+    except (ValueError, OSError):
+        if not name.startswith("datasets:") and Path(name).is_file():
+            with open(name, "rb") as file:
+                while file.read(1 << 24):
+                    pass
+        return read()
 
 
 def _open(name: str) -> sf.SoundFile:
@@ -89,9 +117,13 @@ def _open(name: str) -> sf.SoundFile:
 
 def _decoder(file: Path | io.BytesIO, name: str) -> sf.SoundFile:
     try:
-        return sf.SoundFile(file)
+        opened = sf.SoundFile(file)
     except (sf.LibsndfileError, TypeError, RuntimeError) as error:
         raise ValueError(f"{name}: not audio that libsndfile can read ({_reason(error)})") from None
+    if opened.samplerate < MIN_RATE_HZ:
+        opened.close()
+        raise ValueError(f"{name}: sampled at {opened.samplerate} Hz, expected {MIN_RATE_HZ} Hz or more")
+    return opened
 
 
 def _reason(error: Exception) -> str:
@@ -120,11 +152,12 @@ def _check_wav_is_whole(path: Path) -> None:
 
 def _read(file: sf.SoundFile, name: str, first: int, count: int, rate_hz: int, silence_ok: bool) -> NDArray[np.float32]:
     rate = file.samplerate
-    out = np.empty(math.ceil(count * rate_hz / rate) + 1, dtype=np.float32)
     stream = None if rate == rate_hz else soxr.ResampleStream(rate, rate_hz, 1, dtype="float32", quality="HQ")
     filled = taken = 0
     peak = 0.0
     try:
+        claimed = math.ceil(count * rate_hz / rate) + 1
+        out = np.empty(min(claimed, _BELIEVED_SAMPLES), dtype=np.float32)
         if first:
             file.seek(first)
         while taken < count:
@@ -141,10 +174,14 @@ def _read(file: sf.SoundFile, name: str, first: int, count: int, rate_hz: int, s
             peak = max(peak, largest)
             taken += len(block)
             piece = mono if stream is None else stream.resample_chunk(np.ascontiguousarray(mono), last=taken >= count)
+            if filled + len(piece) > len(out):
+                out.resize(min(claimed, max(2 * len(out), filled + len(piece))), refcheck=False)
             out[filled : filled + len(piece)] = piece[: len(out) - filled]
             filled += len(piece)
     except (sf.LibsndfileError, RuntimeError) as error:
         raise ValueError(f"{name}: damaged audio at about {taken / rate:.1f} s ({_reason(error)})") from None
+    except MemoryError:
+        raise ValueError(f"{name}: more audio than this machine's memory holds, after {taken / rate:.0f} s") from None
     if peak < SILENCE and not silence_ok:
         raise ValueError(f"{name}: silent (largest sample {peak:g} of full scale): there is no speech in it")
     if not filled:

@@ -12,6 +12,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
@@ -39,11 +40,13 @@ CHUNK_BYTES = 128 << 20
 def writer(path: str | PathLike[str], spec: FeatureSpec, **settings: float) -> Writer:
     """Open a store for adding one feature; makes the store if there is none. Use as a context manager.
 
-    Any number of writers, on any number of machines, may add to one store at once.
+    Any number of writers, on any number of machines, may add to one store at once; until it is closed (or collected),
+    a writer keeps those out that remove parts.
 
     Raises
     ------
     FingerprintMismatch : the store holds another feature under ``spec.name``.
+    StoreError : a table of the store is damaged, or the store is being compacted or repaired.
     OSError : no permission, no space.
     """
     return Writer(Path(path), spec, **settings)
@@ -56,9 +59,14 @@ class Writer:
         self, path: Path, spec: FeatureSpec, part_bytes: int = PART_BYTES, part_seconds: float = PART_SECONDS
     ) -> None:
         layout.create(path, spec)
+        with ExitStack() as held:
+            held.enter_context(layout.hold(path))
+            self._store = Store(path)
+            self._there = self._store.index(spec.name).rows
+            len(self._store)  # reads all tables: damage must show now, not when hours of frames are computed
+            self._held = held.pop_all()
         self.path, self.spec = path, spec
         self._part_bytes, self._part_seconds = part_bytes, part_seconds
-        self._store = Store(path)
         self._added: set[str] = set()
         # Unique without asking anyone: time first, so that names sort in the order of writing.
         self._name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.urandom(4).hex()}"
@@ -76,13 +84,13 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         # Whole utterances are worth keeping even when something else went wrong; a failed commit is not tried twice.
-        if not isinstance(error, OSError):
-            self.commit()
+        with self._held:
+            if not isinstance(error, OSError):
+                self.commit()
 
     def missing(self, utterances: Iterable[Utterance]) -> list[Utterance]:
         """Those of `utterances` that this feature does not hold yet, in their order."""
-        there = self._store.index(self.spec.name).rows
-        return [u for u in utterances if u.id not in there and u.id not in self._added]
+        return [u for u in utterances if u.id not in self._there and u.id not in self._added]
 
     def add(self, utterance: Utterance, frames: ArrayLike) -> None:
         """Add one utterance's frames, shape (frames, dim); they are on disk after the next commit.
@@ -91,7 +99,14 @@ class Writer:
         ------
         ValueError : no frames, another dim, NaN or infinity, values a float16 cannot hold, an id that is there
             already, or an id that the store knows with other facts (speaker, recording, …).
+        OSError : as `commit`.
         """
+        self.gather(utterance, frames)
+        if self.due:
+            self.commit()
+
+    def gather(self, utterance: Utterance, frames: ArrayLike) -> None:
+        """`add` without the commit: a ValueError here is this utterance's own."""
         array = np.asarray(frames)
         what = f"utterance {utterance.id!r}, feature {self.spec.name!r}"
         if array.ndim != 2 or array.shape[1] != self.spec.dim or not len(array):
@@ -102,19 +117,29 @@ class Writer:
             raise ValueError(
                 f"{what}: frames must be finite and within ±{limit:g} ({self.spec.dtype}), found {largest}"
             )
-        if utterance.id in self._added or utterance.id in self._store.index(self.spec.name).rows:
+        if utterance.id in self._added or utterance.id in self._there:
             raise ValueError(f"{what}: already in {self.path}; an id can be added once")
-        self._check_facts(utterance)
+        self.check_facts(utterance)
         if not self._utterances:
             self._since_s = time.monotonic()
         self._added.add(utterance.id)
         self._utterances.append(utterance)
         self._frames.append(array.astype(np.dtype(self.spec.dtype).newbyteorder("<"), order="C"))
         self._bytes += self._frames[-1].nbytes
-        if self._bytes >= self._part_bytes or time.monotonic() - self._since_s >= self._part_seconds:
-            self.commit()
 
-    def _check_facts(self, utterance: Utterance) -> None:
+    @property
+    def due(self) -> bool:
+        """Whether what was gathered is large or old enough for a part."""
+        old = self._utterances and time.monotonic() - self._since_s >= self._part_seconds
+        return bool(old) or self._bytes >= self._part_bytes
+
+    def check_facts(self, utterance: Utterance) -> None:
+        """Refuse an utterance that the store knows with another recording, speaker, split or turns.
+
+        Raises
+        ------
+        ValueError
+        """
         if utterance.id not in self._store:
             return
         there = self._store.utterance(utterance.id)

@@ -9,6 +9,7 @@ processes that share the batches.
 
 from __future__ import annotations
 
+import errno
 import heapq
 import math
 import time
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from featstore import audio, failures
 from featstore.commit import writer
 from featstore.extractors import Extractor
+from featstore.layout import StoreError
 from featstore.types import Utterance
 
 #: Seconds of audio (padding counted) that go through an encoder at once, by device, unless it has a `batch_s` of its
@@ -38,20 +40,27 @@ WINDOW = 512
 AHEAD_S, AHEAD_BATCHES = 1800.0, 32
 #: A kill costs at most so many seconds of work and the commit at their end, or one batch if that takes longer.
 KILL_COSTS_S = 50.0
+#: What the system says of a path that names no readable file: bad audio on every run. Another word of the system, such
+#: as EIO, is about the disk, and may not be said again.
+_NO_FILE = {
+    None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
 
 
 @dataclass
 class Result:
     """What an extraction did. Times in seconds; `busy_s` says how long each stage worked or waited.
 
-    `asked` utterances = `skipped` (in the store already) + `done` + failures; `audio_s` of `total_s` seconds of
-    audio went through the encoder. `writers` ran side by side, each with `decoders` decoding threads.
+    `asked` utterances = `skipped` (in the store already) + `done` + failures + `put_off` (not failed, but of a batch with
+    a file that the disk did not give; the next run does them); `audio_s` of `total_s` seconds of audio went through the
+    encoder. `writers` ran side by side, each with `decoders` decoding threads.
     """
 
     feature: str
     asked: int = 0
     skipped: int = 0
     done: int = 0
+    put_off: int = 0
     failures: list[dict[str, str]] = field(default_factory=list)
     audio_s: float = 0.0
     total_s: float = 0.0
@@ -87,7 +96,7 @@ def extract(
     """Extract a feature of every utterance that the store does not hold yet.
 
     What fails for one utterance (its audio, its frames) is listed in ``STORE/failures.jsonl`` and in the result; the
-    rest goes on. Whatever else happens, what was committed stays.
+    rest goes on. Where the disk fails, the rest of that batch is put off. Whatever else happens, what was committed stays.
 
     Parameters
     ----------
@@ -99,7 +108,7 @@ def extract(
 
     Raises
     ------
-    StoreError : the store is of another version, or holds another feature under this name.
+    StoreError : the store is of another version, damaged or being repaired, or holds another feature under this name.
     ValueError : resume is False and there is something to resume.
     OSError : the store cannot be written.
     """
@@ -205,7 +214,17 @@ class Pipeline:
     def submit(self, batch: list[Utterance], wanted: Container[str]) -> None:
         """Start decoding a batch; all of it will be encoded, so that its bytes are right, and `wanted` ids be kept."""
         rate_hz = self._extractor.spec.sample_rate_hz
+        wanted = {u.id for u in batch if u.id in wanted and self._same_facts(u)}
+        batch = batch if wanted else []
         self._waiting.append((batch, wanted, [self._decoding.submit(_load, u, rate_hz) for u in batch]))
+
+    def _same_facts(self, utterance: Utterance) -> bool:
+        try:
+            self.out.check_facts(utterance)
+        except ValueError as error:  # now, before it is encoded
+            self._fail(utterance, error, [utterance.id])
+            return False
+        return True
 
     def step(self) -> None:
         """Encode the oldest batch and have it written.
@@ -218,7 +237,7 @@ class Pipeline:
         began = time.monotonic()
         if math.isnan(self._since_s):
             self._since_s = began
-        good, waves = [], []
+        good, waves, disk_failed = [], [], False
         for u, future in zip(batch, futures, strict=True):
             try:
                 wave, took_s = future.result()
@@ -227,6 +246,10 @@ class Pipeline:
                 self._count("decode", took_s)
             except (ValueError, OSError) as error:
                 self._fail(u, error, wanted)
+                disk_failed |= isinstance(error, OSError) and error.errno not in _NO_FILE
+        if disk_failed:  # without it the others would be another batch, and keep other last bits for good
+            self.result.put_off += sum(u.id in wanted for u in good)
+            good, waves = [], []
         self._count("wait for audio", time.monotonic() - began)
         frames = []
         if good:
@@ -277,10 +300,14 @@ class Pipeline:
         began = time.monotonic()
         for utterance, frames in batch:
             try:
-                self.out.add(utterance, frames)
+                self.out.gather(utterance, frames)
                 self.result.done += 1
+            except StoreError:
+                raise
             except ValueError as error:
                 self._fail(utterance, error, [utterance.id])
+            if self.out.due:  # what fails here is no single utterance's fault
+                self.out.commit()
         if commit:
             self.out.commit()
             self._failures.flush()

@@ -91,15 +91,25 @@ def _lines(entries: list[Entry]) -> bytes:
 
 
 def _read(store: Path) -> tuple[dict[tuple[str, str], Entry], list[Path]]:
-    """The newest failure of each (feature, id), and the files that were read."""
+    """The newest failure of each (feature, id), and the files that are whole: one with a damaged line stays."""
     listed, paths = {}, []
     for path in sorted(p for p in _folder(store).glob("*.jsonl") if not p.name.startswith(".")):
         with suppress(FileNotFoundError):  # somebody else has just gathered it
-            for line in path.read_text(encoding="utf-8").splitlines():
-                entry = json.loads(line)
-                listed[entry["feature"], entry["id"]] = entry
-            paths.append(path)
+            entries = [_entry(line) for line in path.read_bytes().splitlines()]
+            listed |= {(entry["feature"], entry["id"]): entry for entry in entries if entry}
+            if None not in entries:
+                paths.append(path)
     return listed, paths
+
+
+def _entry(line: bytes) -> Entry | None:
+    """What a line says; None if it is damaged."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(entry, dict) and entry.keys() >= {"feature", "id"}
+    return entry if whole and all(isinstance(value, str) for value in entry.values()) else None
 
 
 def _show(store: Path) -> None:

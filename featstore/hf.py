@@ -62,17 +62,38 @@ def audio_bytes(reference: str) -> bytes:
 
     Raises
     ------
-    ValueError : the row holds no audio.
+    ValueError : the row holds no audio, or names a file outside of the dataset.
     """
     query = dict(parse_qsl(reference.removeprefix("datasets:?")))
     row, split = int(query.pop("row")), query.pop("split")
     data = _splits(query.get("path", ""), query.get("config", ""), query.get("wanted", ""))[split]
-    audio = data[row]["audio"]
+    audio = data[row]["audio"] or {}
     if audio.get("bytes"):
         return audio["bytes"]
-    if audio.get("path") and Path(audio["path"]).is_file():
-        return Path(audio["path"]).read_bytes()
-    raise ValueError(f"dataset {query.get('path')!r}, split {split!r}, row {row}: holds no audio ({audio.get('path')})")
+    where = f"dataset {query.get('path')!r}, split {split!r}, row {row}"
+    if not audio.get("path"):
+        raise ValueError(f"{where}: holds no audio")
+    roots = _roots(query.get("path", ""))
+    files = [file for root in roots if (file := (root / audio["path"]).resolve()).is_relative_to(root)]
+    if not files:
+        raise ValueError(
+            f"{where}: its audio {audio['path']} is outside of {' and '.join(map(str, roots))}; not read. Save the "
+            "dataset with its audio in it (save_to_disk), or make a JSONL manifest"
+        )
+    if not (file := next((f for f in files if f.is_file()), None)):
+        raise ValueError(f"{where}: its audio {audio['path']} is not there")
+    return file.read_bytes()
+
+
+def _roots(path: str) -> list[Path]:
+    """Where a dataset's audio files may lie: in its own folder, or where the library puts what it downloads."""
+    if not path.startswith("hf:"):
+        return [Path(path).resolve()]
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = (HF_HUB_CACHE, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)
+    return list(dict.fromkeys(Path(folder).expanduser().resolve() for folder in folders))
 
 
 def _parse(reference: str) -> dict[str, str]:

@@ -71,7 +71,7 @@ def ignored_keys(path: str | PathLike[str]) -> list[str]:
     if str(path).startswith("hf:") or not Path(path).is_file():
         return []
     keys: set[str] = set()
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         for line in file:
             if line.strip():
                 keys |= json.loads(line).keys()
@@ -127,7 +127,7 @@ def _utterance(where: str, entry: Mapping[str, Any], root: Path, several: set[st
         # A path that climbs (../audio/x.wav) is fine for a file, not for an id.
         id = "/".join(part for part in id.split("/") if part not in ("..", "."))
     speaker_key = next((k for k in _SPEAKER if k in entry), None)
-    speaker = None if speaker_key is None or entry[speaker_key] is None else str(entry[speaker_key])
+    speaker = None if speaker_key is None else _label(where, entry, speaker_key)
     recording_key = next((k for k in _RECORDING if k in entry), None)
     recording = _text(where, entry, recording_key) if recording_key else stem
     turns: tuple[Turn, ...] = ()
@@ -142,7 +142,7 @@ def _utterance(where: str, entry: Mapping[str, Any], root: Path, several: set[st
             duration_s=duration,
             recording=recording,
             speaker=None if speaker in _NO_SPEAKER or turns else speaker,
-            split=str(entry.get("split") or ""),
+            split=_label(where, entry, "split") or "",
             turns=turns,
         )
     except ValueError as error:
@@ -182,6 +182,13 @@ def _text(where: str, entry: Mapping[str, Any], key: str) -> str:
     if "\0" in value:
         raise ValueError(f"{where}: {key!r} holds a zero byte")
     return value
+
+
+def _label(where: str, entry: Mapping[str, Any], key: str) -> str | None:
+    value = entry.get(key)
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        raise ValueError(f"{where}: expected {key!r} to be a text or a number, found {value!r}")
+    return None if value is None else str(value)
 
 
 def _number(where: str, entry: Mapping[str, Any], key: str, default: float) -> float:

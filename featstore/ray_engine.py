@@ -86,6 +86,7 @@ def extract(
         for u in (u for batch in todo for u in batch if u.id in missing and u.id not in there):
             crew.give_up(u, "encoded, but not in the store's index; run the same command again")
         crew.log.flush()
+        crew.close()
     failures.settle(store, spec.name)
     result.failures = [entry for id, entry in crew.failed.items() if id not in there]
     result.done = len(missing) - len(result.failures)
@@ -116,6 +117,10 @@ class _Actor:
     def stop(self) -> None:
         """Runs beside the others: encode nothing more."""
         self._stopped = True
+
+    def close(self) -> None:
+        """Let go of the store: whoever repairs it next need not wait for this process to end."""
+        self._pipeline.__exit__(None, None, None)
 
     def _encode(self, leave: int) -> tuple[int, Result]:
         """Batches encoded, and the result with the failures that were not told yet."""
@@ -208,6 +213,13 @@ class _Crew:
                 m.actor.stop.options(concurrency_group="stop").remote()
             if last := [m.actor.finish.remote() for m in self._members if m.open]:
                 self._ray.wait(last, num_returns=len(last), timeout=STOP_S)
+
+    def close(self) -> None:
+        """Have the actors let go of the store, and end."""
+        if last := [m.actor.close.remote() for m in self._members if m.open]:
+            self._ray.wait(last, num_returns=len(last), timeout=STOP_S)
+        for m in self._members:
+            self._ray.kill(m.actor)
 
     def give_up(self, utterance: Utterance, why: str) -> None:
         if entry := self.log.add(utterance, why):

@@ -98,7 +98,11 @@ def simulate(
     """
     if seed < 0 or workers < 1:
         raise ValueError(f"seed must be 0 or more and workers 1 or more, found {seed} and {workers}")
+    utterances = list(utterances)
     chosen = [u for u in utterances if split is None or u.split == split]
+    if utterances and not chosen:
+        there = ", ".join(sorted({repr(u.split) for u in utterances}))
+        raise ValueError(f"no utterance is of split {split!r}; the manifest has {there}")
     by_split, left_out = _by_split(chosen, recipe)
     counts = _session_counts(by_split, recipe, split, sessions)
     for name in counts:

@@ -72,6 +72,12 @@ class Utterance:
         for name, text in (*texts.items(), *(("speaker of a turn", t.speaker) for t in self.turns)):
             if len(text) > _MAX_ID_CHARS:
                 raise ValueError(f"utterance {self.id!r}: {name} has {len(text)} characters, at most {_MAX_ID_CHARS}")
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # what Python makes of a file name that is not UTF-8
+                raise ValueError(
+                    f"utterance {self.id!r}: {name} {text!r} holds half a surrogate pair, which no table can hold; rename it"
+                ) from None
         if self.duration_s <= 0 or math.isinf(self.duration_s):
             raise ValueError(f"utterance {self.id!r}: duration_s must be more than 0, found {self.duration_s}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import soundfile as sf
 import soxr
 
-from featstore import Utterance
+from featstore import Utterance, audio
 from featstore.audio import load
 from tests.fakes import tone
 
@@ -62,6 +63,11 @@ def test_a_segment_is_cut_where_the_manifest_says(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load(utterance(path, 0.25), 8000), ramp[2000:])
 
 
+def _with_samples(flac: bytes, count: int) -> bytes:
+    """A FLAC file that claims another number of samples: 36 bits of STREAMINFO."""
+    return flac[:21] + (flac[21] & 0xF0 | count >> 32).to_bytes() + (count & 0xFFFFFFFF).to_bytes(4) + flac[26:]
+
+
 def bad_files(tmp_path: Path) -> dict[str, tuple[Utterance, str]]:
     good = write(tmp_path / "good.wav", tone(1.0), 8000)
     whole = Path(good).read_bytes()
@@ -72,6 +78,8 @@ def bad_files(tmp_path: Path) -> dict[str, tuple[Utterance, str]]:
         "cut.wav": whole[: len(whole) // 2],
         "cut.flac": Path(flac).read_bytes()[:40000],
         "header.wav": whole[:20],
+        "endless.flac": _with_samples(Path(flac).read_bytes(), 2**36 - 1),
+        "slow.wav": whole[:24] + (1).to_bytes(4, "little") + whole[28:],
     }
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
@@ -87,6 +95,8 @@ def bad_files(tmp_path: Path) -> dict[str, tuple[Utterance, str]]:
         "header.wav": "not audio|no samples",
         "cut.wav": "cut short",
         "cut.flac": "cut short|damaged|no samples",
+        "endless.flac": "cut short|damaged",
+        "slow.wav": "sampled at 1 Hz, expected 1000 Hz or more",
         "nan.wav": "NaN or infinite at 0.500 s",
         "zero.wav": "no samples",
         "silent.wav": "silent",
@@ -98,8 +108,8 @@ def bad_files(tmp_path: Path) -> dict[str, tuple[Utterance, str]]:
     return cases
 
 
-CASES = ["absent.wav", "empty.wav", "text.wav", "header.wav", "cut.wav", "cut.flac", "nan.wav", "zero.wav",
-         "silent.wav", "folder", "wrong duration", "start past the end"]  # fmt: skip
+CASES = ["absent.wav", "empty.wav", "text.wav", "header.wav", "cut.wav", "cut.flac", "endless.flac", "slow.wav",
+         "nan.wav", "zero.wav", "silent.wav", "folder", "wrong duration", "start past the end"]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -114,6 +124,47 @@ def test_bad_audio_is_one_clear_line(tmp_path: Path, case: str) -> None:
 def test_rounding_in_a_manifest_is_no_mistake(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", tone(1.0), 8000)
     assert len(load(utterance(path, 0.0, 1.04), 8000)) == 8000
+
+
+def test_a_length_is_believed_as_samples_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 8000 * 70), 8000)
+    expected = load(path, 16000)
+    monkeypatch.setattr(audio, "_BELIEVED_SAMPLES", 1000)
+    np.testing.assert_array_equal(load(path, 16000), expected)
+
+    def no_memory(*arguments: object, **more: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "empty", no_memory)
+    with pytest.raises(ValueError, match="a.flac: more audio than this machine's memory holds"):
+        load(path, 16000)
+
+
+def test_a_disk_that_fails_is_not_bad_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, failures = write(tmp_path / "a.flac", tone(1.0), 8000), 1
+    real = sf.SoundFile
+
+    def sound_file(*arguments: object) -> sf.SoundFile:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise sf.LibsndfileError(1)  # what libsndfile says of EIO at the beginning of a file
+        return real(*arguments)
+
+    def unreadable(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sf, "SoundFile", sound_file)
+    assert len(load(path, 8000)) == 8000
+    failures = 9
+    with pytest.raises(ValueError, match="not audio"):
+        load(path, 8000)
+    monkeypatch.setattr(audio, "_check_wav_is_whole", lambda path: None)
+    monkeypatch.setattr(audio, "open", unreadable, raising=False)
+    with pytest.raises(OSError, match="Input/output error"):
+        load(path, 8000)
+    with pytest.raises(OSError, match="Input/output error"):
+        audio.duration_s(path)
 
 
 def test_real_speech_of_every_kind_decodes(speech_dir: Path) -> None:

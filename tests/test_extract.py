@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -10,15 +12,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile as sf
+import typer
+from typer.testing import CliRunner
 
 import featstore
-from featstore import Utterance, integrity
+from cli.errors import user_errors
+from cli.featstore import app
+from featstore import StoreError, Utterance, audio, extractors, integrity, layout
 from featstore.extract import Pipeline, extract, plan, share
 from featstore.failures import Failures, settle
 from tests.conftest import ROOT
@@ -217,6 +224,163 @@ def test_a_failing_utterance_costs_only_itself(tmp_path: Path) -> None:
     result = extract(utterances, FakeExtractor(bad=0.77), tmp_path / "s", batch_s=100)
     listed = [json.loads(line)["id"] for line in (tmp_path / "s" / "failures.jsonl").read_text().splitlines()]
     assert (result.done, sorted(listed)) == (1, ["u2", "u3"])
+
+
+def test_a_writer_keeps_out_what_removes_parts(tmp_path: Path) -> None:
+    store, fake = tmp_path / "s", FakeExtractor()
+
+    def is_held() -> bool:
+        try:
+            with layout.hold(store, alone=True):
+                return False
+        except StoreError:
+            return True
+
+    with featstore.writer(store, fake.spec), featstore.writer(store, fake.spec):
+        assert is_held()
+    assert not is_held()
+    with pytest.raises(RuntimeError), featstore.writer(store, fake.spec):
+        raise RuntimeError
+    assert not is_held()
+    alone = featstore.writer(store, fake.spec)
+    assert is_held()
+    del alone
+    gc.collect()
+    assert not is_held()
+    with layout.hold(store, alone=True), pytest.raises(StoreError, match="being repaired or compacted"):
+        featstore.writer(store, fake.spec)
+
+
+def test_a_damaged_table_is_found_before_anything_is_encoded(tmp_path: Path) -> None:
+    utterances, other = corpus(tmp_path, 4), FakeExtractor("other")
+    extract(utterances, FakeExtractor(), tmp_path / "s")
+    table = next((tmp_path / "s" / "utterances").iterdir())
+    table.write_bytes(table.read_bytes()[:-3])
+    with pytest.raises(StoreError, match="utterances") as error:
+        extract(utterances, other, tmp_path / "s", batch_s=2)
+    assert other.batches == []
+    assert not (tmp_path / "s" / "failures.jsonl").exists()
+    del error  # it holds the frames of the call, and so the writer
+    with layout.hold(tmp_path / "s", alone=True):
+        pass
+
+
+@pytest.mark.parametrize("error", [StoreError, ValueError])
+def test_what_fails_for_a_part_is_no_utterances_failure(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise error("this part is refused")
+
+    fake = FakeExtractor()
+    monkeypatch.setattr("featstore.commit.commit_part", refuse)
+    monkeypatch.setattr("featstore.commit.Writer.__init__.__defaults__", (1, 30.0))
+    with pytest.raises(error, match="this part is refused"):
+        extract(corpus(tmp_path), fake, tmp_path / "s", batch_s=0.1)
+    assert len(fake.batches) <= 3  # it ends at once: one batch in writing, one waiting
+    assert not (tmp_path / "s" / "failures.jsonl").exists()
+
+
+def test_an_utterance_with_changed_facts_costs_no_encoding(tmp_path: Path) -> None:
+    utterances, other = corpus(tmp_path, 6), FakeExtractor("other")
+    extract(utterances, FakeExtractor(), tmp_path / "s")
+    changed = [replace(u, split="test") if u.id == "u2" else u for u in utterances]
+    result = extract(changed, other, tmp_path / "s", batch_s=0.1)
+    assert (len(other.batches), result.done, [f["id"] for f in result.failures]) == (5, 5, ["u2"])
+    assert "already knows it with split 'train', found 'test'" in result.failures[0]["error"]
+
+
+def failing_disk(monkeypatch: pytest.MonkeyPatch, path: str, times: int) -> None:
+    real = audio._open
+
+    def opened(name: str) -> sf.SoundFile:
+        nonlocal times
+        if name == path and times > 0:
+            times -= 1
+            raise OSError(errno.EIO, "Input/output error", name)
+        return real(name)
+
+    monkeypatch.setattr(audio, "_open", opened)
+
+
+def test_a_disk_that_fails_changes_no_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    utterances = corpus(tmp_path)
+    extract(utterances, FakeExtractor(), tmp_path / "whole", batch_s=5)
+    whole = contents(tmp_path / "whole")
+    (batch,) = (b for b in plan(utterances, 5) if utterances[2] in b)
+    assert len(batch) > 1
+    with monkeypatch.context() as patch:
+        failing_disk(patch, utterances[2].audio, times=1)
+        assert extract(utterances, FakeExtractor(), tmp_path / "once", batch_s=5).failures == []
+    assert contents(tmp_path / "once") == whole
+    with monkeypatch.context() as patch:
+        failing_disk(patch, utterances[2].audio, times=99)
+        result = extract(utterances, FakeExtractor(), tmp_path / "s", batch_s=5)
+    assert [f["id"] for f in result.failures] == ["u2"] and "Input/output error" in result.failures[0]["error"]
+    assert (result.put_off, result.done) == (len(batch) - 1, len(utterances) - len(batch))
+    assert contents(tmp_path / "s") == {id: data for id, data in whole.items() if id not in {u.id for u in batch}}
+    assert extract(utterances, FakeExtractor(), tmp_path / "s", batch_s=5).done == len(batch)
+    assert contents(tmp_path / "s") == whole
+    assert not (tmp_path / "s" / "failures.jsonl").exists()
+
+
+def test_the_command_says_what_a_failing_disk_has_put_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    utterances = corpus(tmp_path, 3)
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(
+        "".join(json.dumps({"audio_filepath": u.audio, "duration": u.duration_s}) + "\n" for u in utterances)
+    )
+    monkeypatch.setattr("featstore.extractors.create", lambda name, **settings: FakeExtractor())
+    failing_disk(monkeypatch, utterances[1].audio, times=99)
+    command = ["extract", str(manifest), "--store", str(tmp_path / "s"), "--feature", "fake", "--batch-s", "100"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert "0 utterances added, 0 there already, 1 failed, 2 put off;" in result.stdout
+    assert "put off: 2 utterance(s)" in result.stderr and "run the same command again" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["", "folder", "n" * 300 + ".wav"])
+def test_a_path_that_names_no_file_is_bad_audio_on_every_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    utterances = corpus(tmp_path, 3)
+    utterances[1] = replace(utterances[1], audio=str(tmp_path / name))
+    result = extract(utterances, FakeExtractor(), tmp_path / "s", batch_s=100)
+    assert (result.done, result.put_off, [f["id"] for f in result.failures]) == (2, 0, ["u1"])
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"feature', b"[1]", b'"feature id"', b'{"id": "u9"}', b'{"feature": [], "id": "u9"}', b"\xff"]
+)
+def test_a_damaged_line_of_the_failures_costs_only_itself(line: bytes, tmp_path: Path) -> None:
+    utterances = corpus(tmp_path, 3)
+    Path(utterances[1].audio).unlink()
+    extract(utterances, FakeExtractor(), tmp_path / "s")
+    (listed,) = (tmp_path / "s" / "failures").iterdir()
+    listed.write_bytes(line + b"\n" + listed.read_bytes())
+    for _ in range(2):
+        assert [f["id"] for f in extract(utterances, FakeExtractor(), tmp_path / "s").failures] == ["u1"]
+        assert [f["id"] for f in failures_of(tmp_path / "s")] == ["u1"]
+    assert line in listed.read_bytes()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyError("bare"), AttributeError("fault")])
+def test_a_fault_of_the_program_is_not_the_code_of_failed_utterances(error: Exception) -> None:
+    faulty = typer.Typer(pretty_exceptions_enable=False)
+
+    @faulty.command()
+    @user_errors()
+    def command() -> None:
+        raise error
+
+    result = CliRunner().invoke(faulty)
+    assert result.exit_code == 70
+    assert "Traceback" in result.stderr and type(error).__name__ in result.stderr
+
+
+def test_an_unknown_setting_is_told_which_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featstore.extractors._factory", lambda name: FakeExtractor)
+    with pytest.raises(ValueError, match="no setting 'foo'; fake takes: name, slow_s, bad"):
+        extractors.create("fake", foo=1)
 
 
 def test_a_duration_the_manifest_leaves_open_is_measured(tmp_path: Path) -> None:

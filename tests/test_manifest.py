@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from featstore import Turn
+from featstore import Turn, Utterance
 from featstore.audio import load
 from featstore.manifest import check_disjoint, ignored_keys, read_manifest
+from featstore.simulate import read_recipe, simulate
 from tests.fakes import tone
 
 
@@ -88,6 +89,14 @@ def test_turns_come_from_rttm_cut_to_the_utterance(tmp_path: Path) -> None:
         (b'{"audio_filepath": "a.wav", "utt_id": "../../etc/x"}', "points outside its root"),
         (b'{"audio_filepath": "a.wav", "rttm_filepath": "no.rttm"}', "no such file"),
         (b"[" * 100000, "not JSON"),
+        (b'{"audio_filepath": "a.wav", "speaker": ["a", "b"]}', "expected 'speaker' to be a text or a number"),
+        (b'{"audio_filepath": "a.wav", "label": {"id": 1}}', "expected 'label' to be a text or a number"),
+        (b'{"audio_filepath": "a.wav", "split": ["train"]}', "expected 'split' to be a text or a number"),
+        (b'{"audio_filepath": "a.wav", "speaker": "Ren\\udce9"}', r"speaker 'Ren\\udce9' holds half a surrogate"),
+        (b'{"audio_filepath": "a.wav", "split": "\\udce9"}', "split .* holds half a surrogate"),
+        (b'{"audio_filepath": "Ren\\udce9.wav", "utt_id": "a"}', "audio .* holds half a surrogate"),
+        (b'{"audio_filepath": "Ren\\udce9.wav"}', "id .* holds a control character or half a surrogate"),
+        (b'{"audio_filepath": "a.wav", "recording": "Ren\\udce9"}', "recording .* holds half a surrogate"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
@@ -96,6 +105,17 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
     with pytest.raises(ValueError, match=words) as error:
         read_manifest(path)
     assert f"{path}:2:" in str(error.value)
+
+
+def test_a_turns_speaker_fits_into_a_table() -> None:
+    with pytest.raises(ValueError, match="speaker of a turn .* holds half a surrogate"):
+        Utterance("a", "a.wav", 0.0, 1.0, "r", turns=(Turn(0.0, 1.0, "Ren\udce9"),))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "m.jsonl", {"audio_filepath": "a.wav", "sex": "F"})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert ([u.id for u in read_manifest(path)], ignored_keys(path)) == (["a"], ["sex"])
 
 
 def test_an_id_that_stands_twice_is_refused(tmp_path: Path) -> None:
@@ -133,6 +153,45 @@ def test_huggingface_dataset_gives_the_same_utterances(tmp_path: Path) -> None:
         np.testing.assert_allclose(load(u, 16000), wave, atol=1e-4)
     with pytest.raises(ValueError, match="cannot be had"):
         read_manifest(tmp_path)
+
+
+def test_a_dataset_gives_no_file_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "hf" / "in").mkdir(parents=True)
+    for name in ("hf/in/a.wav", "secret.wav"):
+        sf.write(tmp_path / name, tone(0.5, 16000), 16000)
+    (tmp_path / "hf" / "link.wav").symlink_to(tmp_path / "secret.wav")
+    paths = ["in/a.wav", str(tmp_path / "hf/in/a.wav"), str(tmp_path / "secret.wav"), "../secret.wav", "link.wav", "no"]
+    # Without the feature Audio, nothing is embedded when it is saved.
+    kind = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    audio = [None, *({"bytes": None, "path": path} for path in paths)]
+    datasets.Dataset.from_dict({"audio": audio}, features=datasets.Features({"audio": kind})).save_to_disk(
+        tmp_path / "hf"
+    )
+    none, *own, far, up, link, gone = read_manifest(tmp_path / "hf")
+    for u, words in {none: "row 0: holds no audio", gone: "row 6: its audio no is not there"}.items():
+        with pytest.raises(ValueError, match=words):
+            load(u, 16000)
+    for u in own:
+        assert len(load(u, 16000)) == 8000
+    for u in (far, up, link):
+        with pytest.raises(ValueError, match="is outside of .*hf; not read"):
+            load(u, 16000)
+    # What comes from the Hub lies where the library puts its downloads.
+    downloaded = datasets.load_from_disk(tmp_path / "hf").cast_column("audio", datasets.Audio(decode=False))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *arguments, **more: downloaded)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    hub = read_manifest("hf:some/corpus")
+    assert len(load(hub[2], 16000)) == 8000
+    with pytest.raises(ValueError, match="is outside of"):
+        load(hub[3], 16000)
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
+    entries = [{"audio_filepath": f"{i}.wav", "speaker": "a", "split": s} for i, s in enumerate(("train", "test", ""))]
+    utterances = read_manifest(jsonl(tmp_path / "m.jsonl", *entries))
+    with pytest.raises(ValueError, match="no utterance is of split 'tset'; the manifest has '', 'test', 'train'"):
+        simulate(utterances, read_recipe("tiny"), tmp_path / "out", split="tset")
 
 
 def test_splits_must_not_share_recordings_or_speakers(tmp_path: Path) -> None:

@@ -375,7 +375,7 @@ def _one_speaker(corpus: list[Utterance]) -> list[Utterance]:
     [
         (_one_speaker, {}, "needs 3 speakers .* split 'train' of the manifest has 1"),
         (lambda c: c, {}, "the manifest has the splits test, train: choose one"),
-        (lambda c: c, {"split": "dev"}, "none of the 0 utterances"),
+        (lambda c: c, {"split": "dev"}, "no utterance is of split"),
         (lambda c: [replace(u, speaker=None) for u in c], {"split": "train"}, "none of the 20 utterances"),
         (lambda c: [replace(u, speaker="a b") for u in c], {}, "RTTM cannot hold names with spaces"),
         (lambda c: [replace(u, split="../x") for u in c], {}, "split '../x'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, runtime_checkable
@@ -89,7 +90,10 @@ def create(name: str, **settings: Any) -> Extractor:
         # Only the call itself: a TypeError from inside the factory is a bug and keeps its traceback.
         if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
             raise
-        raise ExtractorError(f"extractor {name!r} does not take these settings: {error}") from None
+        takes = inspect.signature(factory).parameters
+        unknown = next((key for key in settings if key not in takes), None)
+        why = f"no setting {unknown!r}; {name} takes: {', '.join(takes)}" if unknown else str(error)
+        raise ExtractorError(f"extractor {name!r} does not take these settings: {why}") from None
     if not isinstance(getattr(extractor, "spec", None), FeatureSpec) or not callable(
         getattr(extractor, "extract", None)
     ):
