@@ -171,9 +171,15 @@ def extract(
         speed = f", {result.audio_s / result.wall_s:.1f} × real time" if result.audio_s else ""
         print(
             f"{feature}: {result.done} utterances added, {result.skipped} there already, "
-            f"{len(result.failures)} failed{f', {result.put_off} put off' if result.put_off else ''}; {result.audio_s:.0f} s of audio in {result.wall_s:.1f} s{speed}"
+            f"{len(result.failures)} failed{f', {result.put_off} put off' if result.put_off else ''}; "
+            f"{result.audio_s:.0f} s of audio in {result.wall_s:.1f} s{speed}"
             + (f" by {result.writers} actors" if result.writers > 1 else "")
             + (f"; time spent: {busy}" if busy else "")
+        )
+    if result.changed:
+        _note(
+            f"warning: {len(result.changed)} utterance(s) have another recording, speaker, split or turns in {manifest} than "
+            f"in the store, which keeps its own (first: {result.changed[0]}); one id must mean one utterance"
         )
     for failure in result.failures[:10]:
         print(f"failed: {failure['id']}: {failure['error']}", file=sys.stderr)

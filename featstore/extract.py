@@ -21,12 +21,15 @@ from os import PathLike
 from pathlib import Path
 from types import TracebackType
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from featstore import audio, failures
-from featstore.commit import writer
+from featstore.commit import utterance_table, writer
 from featstore.extractors import Extractor
 from featstore.layout import StoreError
+from featstore.store import Store
 from featstore.types import Utterance
 
 #: Seconds of audio (padding counted) that go through an encoder at once, by device, unless it has a `batch_s` of its
@@ -52,7 +55,8 @@ class Result:
     """What an extraction did. Times in seconds; `busy_s` says how long each stage worked or waited.
 
     `asked` utterances = `skipped` (in the store already) + `done` + failures + `put_off` (not failed, but of a batch with
-    a file that the disk did not give; the next run does them); `audio_s` of `total_s` seconds of audio went through the
+    a file that the disk did not give; the next run does them); of the skipped, the store knows `changed` with another
+    recording, speaker, split or turns, and keeps what it has; `audio_s` of `total_s` seconds of audio went through the
     encoder. `writers` ran side by side, each with `decoders` decoding threads.
     """
 
@@ -61,6 +65,7 @@ class Result:
     skipped: int = 0
     done: int = 0
     put_off: int = 0
+    changed: list[str] = field(default_factory=list)
     failures: list[dict[str, str]] = field(default_factory=list)
     audio_s: float = 0.0
     total_s: float = 0.0
@@ -168,9 +173,21 @@ def unfinished(
         batches = share(plan(list(pool.map(_with_duration, utterances)), batch_s), *shard)
     todo = [batch for batch in batches if any(u.id in missing for u in batch)]
     result.asked = sum(len(batch) for batch in batches)
-    result.skipped = sum(u.id not in missing for batch in batches for u in batch)
+    there = [u for batch in batches for u in batch if u.id not in missing]
+    result.skipped, result.changed = len(there), _changed(Store(Path(store)), there)
     result.total_s = sum(u.duration_s for batch in todo for u in batch)
     return todo
+
+
+def _changed(store: Store, there: Sequence[Utterance]) -> list[str]:
+    facts = ["recording", "speaker", "split", "turns"]
+    table = store.utterances
+    rows = pc.index_in(pa.array([u.id for u in there], pa.string()), value_set=table["id"].combine_chunks())
+    old, new = table.select(facts).take(rows), utterance_table(there).select(facts)
+    if old.equals(new):
+        return []
+    pairs = zip(there, old.to_pylist(), new.to_pylist(), strict=True)
+    return [u.id for u, was, now in pairs if {**was, "turns": was["turns"] or []} != now]
 
 
 class Pipeline:

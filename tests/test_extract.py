@@ -303,6 +303,16 @@ def failing_disk(monkeypatch: pytest.MonkeyPatch, path: str, times: int) -> None
     monkeypatch.setattr(audio, "_open", opened)
 
 
+def test_facts_that_changed_since_are_told(tmp_path: Path) -> None:
+    utterances = corpus(tmp_path, 4)
+    extract(utterances, FakeExtractor(), tmp_path / "s")
+    assert extract(utterances, FakeExtractor(), tmp_path / "s").changed == []
+    now = [replace(u, speaker="x") if u.id in ("u1", "u3") else u for u in utterances]
+    result = extract(now, FakeExtractor(), tmp_path / "s")
+    assert (sorted(result.changed), result.skipped, result.failures) == (["u1", "u3"], 4, [])
+    assert featstore.open(tmp_path / "s").utterance("u1").speaker == "s1"
+
+
 def test_a_disk_that_fails_changes_no_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     utterances = corpus(tmp_path)
     extract(utterances, FakeExtractor(), tmp_path / "whole", batch_s=5)
