@@ -109,7 +109,9 @@ def _splits(path: str, config: str, wanted: str) -> dict[str, Any]:
     try:
         import datasets
     except ImportError:
-        raise ValueError("reading a Hugging Face dataset needs: pip install 'whowhen[hub]'") from None
+        raise ValueError(
+            "reading a Hugging Face dataset needs datasets; where whowhen was cloned: pip install -e '.[hub]'"
+        ) from None
     try:
         if path.startswith("hf:"):
             found = datasets.load_dataset(unquote(path[3:]), config or None, split=wanted or None)

@@ -311,7 +311,9 @@ def _connected(address: str | None) -> Iterator[Any]:
     try:
         import ray
     except ModuleNotFoundError:
-        raise ExtractorError("--engine ray needs ray, which is not installed: pip install 'whowhen[ray]'") from None
+        raise ExtractorError(
+            "--engine ray needs ray, which is not installed; where whowhen was cloned: pip install -e '.[ray]'"
+        ) from None
     if ray.is_initialized():
         yield ray
         return

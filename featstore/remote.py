@@ -82,7 +82,9 @@ class Remote:
             import obstore
             from obstore.store import HTTPStore, from_url
         except ModuleNotFoundError:
-            raise StoreError(f"{url}: needs obstore, which is not installed: pip install 'whowhen[remote]'") from None
+            raise StoreError(
+                f"{url}: needs obstore, which is not installed; where whowhen was cloned: pip install -e '.[remote]'"
+            ) from None
         if found := re.search("[#?]", url):  # obstore drops what follows, so that two addresses would be one store
             raise StoreError(f"{url}: an address cannot hold {found[0]!r}; choose another name")
         self.url = url

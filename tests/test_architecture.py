@@ -165,7 +165,7 @@ for name in ("mimi", "titanet"):
         extractors.create(name, weights="random:0")
         raise SystemExit(f"{name} was made without its package")
     except ValueError as error:
-        assert "pip install 'whowhen[extract]'" in str(error), error
+        assert "pip install -e '.[extract]'" in str(error), error
 """
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-2000:]

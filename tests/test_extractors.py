@@ -99,7 +99,7 @@ def test_missing_extra_says_what_to_install(name: str, missing: str, monkeypatch
     for module in [module for module in sys.modules if module.split(".")[0] == missing]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(sys, "meta_path", [_Blocked(missing), *sys.meta_path])
-    with pytest.raises(ExtractorError, match=rf"needs {missing}.*pip install 'whowhen\[extract\]'"):
+    with pytest.raises(ExtractorError, match=rf"needs {missing}.*pip install -e '.\[extract\]'"):
         create(name, weights="random:0", device="cpu")
 
 

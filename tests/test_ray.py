@@ -197,7 +197,7 @@ def refuse() -> FakeExtractor:
 
 def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ExtractorError, match=r"pip install 'whowhen\[ray\]'"):
+    with pytest.raises(ExtractorError, match=r"pip install -e '.\[ray\]'"):
         ray_engine.extract([], FakeExtractor, tmp_path / "s")
 
 

@@ -15,7 +15,7 @@ from trainers.fit import build, fit_diarizer, parameter_groups, run_model
 from trainers.runs import Run
 from trainers.sessions import load_sessions
 
-pytest.importorskip("moshi", reason="moshi is not installed: pip install 'whowhen[extract]'")
+pytest.importorskip("moshi", reason="moshi is not installed: pip install '.[extract]'")
 
 from trainers.unfreeze import AudioSource, UnfrozenMimi
 

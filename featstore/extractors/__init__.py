@@ -84,7 +84,7 @@ def create(name: str, **settings: Any) -> Extractor:
         if (error.name or "").split(".")[0] not in needs:
             raise
         raise ExtractorError(
-            f"extractor {name!r} needs {needs[0]}, which is not installed: pip install 'whowhen[extract]'"
+            f"extractor {name!r} needs {needs[0]}, which is not installed; where whowhen was cloned: pip install -e '.[extract]'"
         ) from None
     except TypeError as error:
         # Only the call itself: a TypeError from inside the factory is a bug and keeps its traceback.

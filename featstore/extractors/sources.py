@@ -109,7 +109,9 @@ def _download(repo: str, file: str, revision: str | None) -> Path:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "huggingface_hub":
             raise
-        raise WeightsError("hf:REPO needs huggingface_hub: pip install 'whowhen[extract]'") from None
+        raise WeightsError(
+            "hf:REPO needs huggingface_hub; where whowhen was cloned: pip install -e '.[extract]'"
+        ) from None
 
     # Each of its five tries would print a paragraph; the one line below says what to do.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
