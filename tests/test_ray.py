@@ -88,7 +88,8 @@ def test_two_actors_write_the_frames_of_a_plain_run(tmp_path: Path) -> None:
     assert spec == FakeExtractor().spec
     assert contents(tmp_path / "s") == contents(tmp_path / "plain")
     assert set(times_stored(tmp_path / "s").values()) == {1}
-    assert len(list((tmp_path / "s" / "index" / "fake").iterdir())) == 2  # one part an actor, not one a batch
+    # One part an actor, not one a batch; an actor that was slow to start may have found nothing left.
+    assert len(list((tmp_path / "s" / "index" / "fake").iterdir())) <= 2
     assert integrity.verify(tmp_path / "s").findings == []
     assert (result.asked, result.done, result.skipped, result.writers) == (24, 23, 0, 2)
     assert result.failures == plain.failures
