@@ -129,39 +129,35 @@ def extract(
 
     # A rented machine is told to stop with SIGTERM: end like Ctrl-C, with what is finished committed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with bar(f"{feature} of {len(utterances)} utterances") as shown:
-            if extractor is None:
-                # What Ray prints by itself would stand in the way of --json.
-                with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-                    result, spec = ray_engine.extract(
-                        utterances,
-                        make,
-                        store,
-                        address=ray_address,
-                        actors=actors,
-                        gpu=None if device in (None, "auto") else device == "cuda",
-                        workers=workers,
-                        batch_s=batch_s,
-                        resume=resume,
-                        progress=show,
-                        note=_note,
-                    )
-            else:
-                spec = extractor.spec
-                result = run(
+    with _going_on_later("is in the store"), bar(f"{feature} of {len(utterances)} utterances") as shown:
+        if extractor is None:
+            # What Ray prints by itself would stand in the way of --json.
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                result, spec = ray_engine.extract(
                     utterances,
-                    extractor,
+                    make,
                     store,
-                    workers=workers or os.cpu_count() or 1,
+                    address=ray_address,
+                    actors=actors,
+                    gpu=None if device in (None, "auto") else device == "cuda",
+                    workers=workers,
                     batch_s=batch_s,
                     resume=resume,
-                    shard=piece,
                     progress=show,
+                    note=_note,
                 )
-    except KeyboardInterrupt:
-        print("interrupted: what was finished is in the store; the same command goes on", file=sys.stderr)
-        raise SystemExit(130) from None
+        else:
+            spec = extractor.spec
+            result = run(
+                utterances,
+                extractor,
+                store,
+                workers=workers or os.cpu_count() or 1,
+                batch_s=batch_s,
+                resume=resume,
+                shard=piece,
+                progress=show,
+            )
     if extractor is None and spec.warning:
         _note(f"warning: {spec.warning}")
     if as_json:
@@ -443,11 +439,11 @@ def pull(
 
 
 @contextmanager
-def _going_on_later() -> Iterator[None]:
+def _going_on_later(finished: str = "stays") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("interrupted: what was finished stays; the same command goes on", file=sys.stderr)
+        print(f"interrupted: what was finished {finished}; the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None
 
 

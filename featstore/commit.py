@@ -35,6 +35,8 @@ PART_BYTES = 256 << 20
 PART_SECONDS = 30.0
 #: Rows of a chunk never pass this many bytes (one 85-minute meeting in float16 is 65 MB).
 CHUNK_BYTES = 128 << 20
+#: What one id must mean in every feature of a store.
+FACTS = ("recording", "speaker", "split", "turns")
 
 
 def writer(path: str | PathLike[str], spec: FeatureSpec, **settings: float) -> Writer:
@@ -61,9 +63,10 @@ class Writer:
         layout.create(path, spec)
         with ExitStack() as held:
             held.enter_context(layout.hold(path))
-            self._store = Store(path)
-            self._there = self._store.index(spec.name).rows
-            len(self._store)  # reads all tables: damage must show now, not when hours of frames are computed
+            #: The store as it was when this was opened.
+            self.store = Store(path)
+            self._there = self.store.index(spec.name).rows
+            len(self.store)  # reads all tables: damage must show now, not when hours of frames are computed
             self._held = held.pop_all()
         self.path, self.spec = path, spec
         self._part_bytes, self._part_seconds = part_bytes, part_seconds
@@ -140,10 +143,10 @@ class Writer:
         ------
         ValueError
         """
-        if utterance.id not in self._store:
+        if utterance.id not in self.store:
             return
-        there = self._store.utterance(utterance.id)
-        for name in ("recording", "speaker", "split", "turns"):
+        there = self.store.utterance(utterance.id)
+        for name in FACTS:
             old, new = getattr(there, name), getattr(utterance, name)
             if old != new:
                 raise ValueError(

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from featstore import audio, failures
-from featstore.commit import utterance_table, writer
+from featstore.commit import FACTS, utterance_table, writer
 from featstore.extractors import Extractor
 from featstore.layout import StoreError
 from featstore.store import Store
@@ -122,7 +122,7 @@ def extract(
         result = pipeline.result
         missing = {u.id for u in pipeline.out.missing(utterances)}
         batch_s = batch_s or usual_batch_s(extractor)
-        todo = unfinished(utterances, missing, result, store, batch_s=batch_s, resume=resume, shard=shard)
+        todo = unfinished(utterances, missing, result, pipeline.out.store, batch_s=batch_s, resume=resume, shard=shard)
 
         def step() -> None:
             pipeline.step()
@@ -152,7 +152,7 @@ def unfinished(
     utterances: Sequence[Utterance],
     missing: Container[str],
     result: Result,
-    store: str | PathLike[str],
+    store: Store,
     *,
     batch_s: float,
     resume: bool = True,
@@ -166,7 +166,7 @@ def unfinished(
     """
     if not resume and (there := sum(u.id not in missing for u in utterances)):
         raise ValueError(
-            f"{store} already holds feature {result.feature!r} of {there} of these utterances; leave out --no-resume "
+            f"{store.address} already holds feature {result.feature!r} of {there} of these utterances; leave out --no-resume "
             "to add the rest, or extract into a new store"
         )
     with ThreadPoolExecutor(result.decoders) as pool:
@@ -174,14 +174,13 @@ def unfinished(
     todo = [batch for batch in batches if any(u.id in missing for u in batch)]
     result.asked = sum(len(batch) for batch in batches)
     there = [u for batch in batches for u in batch if u.id not in missing]
-    result.skipped, result.changed = len(there), _changed(Store(Path(store)), there)
+    result.skipped, result.changed = len(there), _changed(store, there)
     result.total_s = sum(u.duration_s for batch in todo for u in batch)
     return todo
 
 
 def _changed(store: Store, there: Sequence[Utterance]) -> list[str]:
-    facts = ["recording", "speaker", "split", "turns"]
-    table = store.utterances
+    facts, table = list(FACTS), store.utterances
     rows = pc.index_in(pa.array([u.id for u in there], pa.string()), value_set=table["id"].combine_chunks())
     old, new = table.select(facts).take(rows), utterance_table(there).select(facts)
     if old.equals(new):

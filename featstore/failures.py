@@ -95,11 +95,21 @@ def _read(store: Path) -> tuple[dict[tuple[str, str], Entry], list[Path]]:
     listed, paths = {}, []
     for path in sorted(p for p in _folder(store).glob("*.jsonl") if not p.name.startswith(".")):
         with suppress(FileNotFoundError):  # somebody else has just gathered it
-            entries = [_entry(line) for line in path.read_bytes().splitlines()]
+            entries = read_entries(path)
             listed |= {(entry["feature"], entry["id"]): entry for entry in entries if entry}
             if None not in entries:
                 paths.append(path)
     return listed, paths
+
+
+def read_entries(path: Path) -> list[Entry | None]:
+    """The lines of one file of failures; None for a damaged one.
+
+    Raises
+    ------
+    FileNotFoundError : another writer has just gathered it.
+    """
+    return [_entry(line) for line in path.read_bytes().splitlines()]
 
 
 def _entry(line: bytes) -> Entry | None:

@@ -232,19 +232,12 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     StoreError : missing, not Parquet, other columns than `schema`, an id missing or too long, or sizes that no table
         of this many bytes has.
     """
-    return _table(path, _bytes(path), schema)
-
-
-def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except FileNotFoundError:
         raise StoreError(f"{path}: missing; run: featstore verify --repair") from None
     except OSError as error:
         raise StoreError(f"{path}: not readable ({error.strerror}); run: featstore verify") from None
-
-
-def _table(path: Path, data: bytes, schema: pa.Schema) -> pa.Table:
     try:
         columns = footer.read_columns(data)
         _check_claims(columns, len(data))

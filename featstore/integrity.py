@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from featstore import layout
+from featstore import failures, layout
 from featstore.index import read_rows, read_table
 from featstore.layout import StoreError, read_seal
 from featstore.part import check_chunk
@@ -368,12 +367,9 @@ def _stray(store: Path, path: Path, problem: str = "", remedy: Literal["move", "
 
 def _is_failures(path: Path) -> bool:
     try:
-        entries = [json.loads(line) for line in path.read_bytes().splitlines()]
-        return all(isinstance(e, dict) and {"feature", "id"} <= e.keys() for e in entries)
+        return None not in failures.read_entries(path)
     except FileNotFoundError:
         return True  # somebody has just gathered it
-    except (ValueError, RecursionError):
-        return False
 
 
 def _files(folder: Path) -> list[Path]:

@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -235,23 +235,26 @@ def hold(store: Path, *, alone: bool = False) -> Iterator[None]:
     ------
     StoreError : somebody is at work whom this would disturb, or who would disturb this.
     """
-    try:
-        # Over NFS an exclusive lock needs a file that is open for writing.
-        file = open(group_dir(store) / "zarr.json", "r+b")  # noqa: SIM115
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        yield  # whoever may not write here disturbs nobody
-        return
-    with file:
+    with ExitStack() as opened:
         try:
-            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            who = "something else is writing to it or repairing it" if alone else "it is being repaired or compacted"
-            raise StoreError(f"{store}: {who}; run this again when that is through") from None
-        except OSError:
-            pass
+            # Over NFS an exclusive lock needs a file that is open for writing.
+            file = opened.enter_context(open(group_dir(store) / "zarr.json", "r+b"))
+        except OSError as error:  # whoever may not write here disturbs nobody
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+        else:
+            _lock(file, store, alone)
         yield
+
+
+def _lock(file: BinaryIO, store: Path, alone: bool) -> None:
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        who = "something else is writing to it or repairing it" if alone else "it is being repaired or compacted"
+        raise StoreError(f"{store}: {who}; run this again when that is through") from None
+    except OSError:  # this disk has no locks
+        pass
 
 
 def write_atomically(path: Path, data: bytes) -> None:

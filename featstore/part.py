@@ -132,13 +132,3 @@ def check_chunk(file: BinaryIO, path: Path, size: int, sealed: int | None) -> No
         raise StoreError(f"{path}: damaged (CRC32C differs)")
     if own != sealed:
         raise StoreError(f"{path}: whole, but not the chunk that was committed here")
-
-
-def crc32c(data: memoryview | bytes) -> int:
-    """CRC32C (Castagnoli), as in Zarr's crc32c codec; in steps, so that a large chunk is never copied whole."""
-    import google_crc32c
-
-    value, step = 0, 8 << 20
-    for start in range(0, len(data), step):
-        value = google_crc32c.extend(value, bytes(data[start : start + step]))
-    return value

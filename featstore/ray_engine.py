@@ -77,7 +77,7 @@ def extract(
             result = Result(spec.name, writers=count, decoders=workers or threads)
             there = crew.there()
             missing = {u.id for u in utterances if u.id not in there}
-            todo = unfinished(utterances, missing, result, store, batch_s=batch_s or usual_s, resume=resume)
+            todo = unfinished(utterances, missing, result, Store(store), batch_s=batch_s or usual_s, resume=resume)
             crew.run(todo, result, progress)
         except BaseException:
             crew.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import threading
 from collections import OrderedDict
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from featstore import layout
 from featstore.integrity import read_seal
 from featstore.layout import StoreError
-from featstore.part import Part, crc32c
+from featstore.part import Part, check_chunk
 from featstore.remote import TRANSFERS, Remote, committed, remote_specs
 from featstore.store import Store
 from featstore.types import FeatureSpec
@@ -218,10 +219,13 @@ class RemotePart(Part):
 
     def _check(self, path: str, data: bytes) -> None:
         """Compare a whole chunk with its own CRC and with the one it was committed with."""
-        own = int.from_bytes(data[-layout.CRC_BYTES :], "little")
-        sealed = read_seal(self._folder)["chunk_crc32c"].get(path.removeprefix(f"{self._remote_folder}/"))
-        if crc32c(memoryview(data)[: -layout.CRC_BYTES]) != own or own != sealed:
-            raise StoreError(f"{self._blocks.remote.url}/{path}: damaged (CRC32C differs); push the store again")
+        sealed = self._sealed.get(path.removeprefix(f"{self._remote_folder}/"))
+        try:
+            check_chunk(io.BytesIO(data), Path(path), len(data) - layout.CRC_BYTES, sealed)
+        except StoreError:
+            raise StoreError(
+                f"{self._blocks.remote.url}/{path}: damaged (CRC32C differs); push the store again"
+            ) from None
 
     def _read_chunk_rows(self, array: str, rows: int) -> int:
         path = f"{self._remote_folder}/{array}/zarr.json"

@@ -280,8 +280,8 @@ def test_a_file_that_points_elsewhere(exported: Path, tmp_path: Path, what: str)
 def test_ids_stay_below_their_root(id: str) -> None:
     if one_line_or_data(lambda: check_id(id), ValueError):
         for separator in ("/", "\\"):
-            inside = os.path.normpath(os.path.join("/root/store", id.replace(separator, "/")))
-            assert inside == "/root/store" or inside.startswith("/root/store/")
+            inside = os.path.normpath(os.path.join("/a/store", id.replace(separator, "/")))
+            assert inside == "/a/store" or inside.startswith("/a/store/")
         assert id.encode() and not any(c in id for c in "\n\r\0\x7f\x85")
 
 
