@@ -22,10 +22,11 @@ import torch
 from omegaconf import open_dict
 from torch.utils.flop_counter import FlopCounterMode
 
-from featstore import Utterance, audio
-from featstore.extract import extract
+from featstore import Utterance
+from featstore.corpora import audio
+from featstore.corpora.manifest import read_manifest
 from featstore.extractors import Extractor, create, mimi, sources, titanet
-from featstore.manifest import read_manifest
+from featstore.jobs.extract import extract
 
 
 def main() -> None:

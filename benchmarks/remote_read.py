@@ -22,8 +22,8 @@ import numpy as np
 
 import featstore
 from featstore import MIMI_GRID, FeatureSpec, Utterance
-from featstore.remote import push
-from featstore.remote_store import open_remote
+from featstore.remote.reader import open_remote
+from featstore.remote.transfer import push
 
 DIM, CROP, FRAMES = 512, 1125, 3750
 

@@ -24,8 +24,9 @@ import numpy as np
 import pyarrow as pa
 
 import featstore
-from featstore import MIMI_GRID, FeatureSpec, layout
-from featstore.commit import parquet_bytes
+from featstore import MIMI_GRID, FeatureSpec
+from featstore.store import layout, metadata
+from featstore.store.tables import parquet_bytes
 
 FRAMES, DIM = 100, 512  # 8 s an utterance
 FEATURES = ("mimi", "titanet")
@@ -55,7 +56,7 @@ def main() -> None:
 def synthesise(store: Path, utterances: int, parts: int) -> None:
     """A store whose tables are full size and whose frames are one file under many names."""
     for name in FEATURES:
-        layout.create(store, FeatureSpec(name, DIM, "float16", 16000, MIMI_GRID, name, "0" * 64, {"weights": "file"}))
+        metadata.create(store, FeatureSpec(name, DIM, "float16", 16000, MIMI_GRID, name, "0" * 64, {"weights": "file"}))
     sizes = np.diff(np.linspace(0, utterances, parts + 1).astype(int))
     shared: dict[int, Path] = {}
     number = 0
@@ -88,7 +89,7 @@ def synthesise(store: Path, utterances: int, parts: int) -> None:
             (array / "c" / "0").mkdir(parents=True)
             shape = [size * FRAMES, DIM]
             (array / "zarr.json").write_bytes(
-                layout.canonical({"shape": shape, "chunk_grid": {"configuration": {"chunk_shape": shape}}})
+                metadata.canonical({"shape": shape, "chunk_grid": {"configuration": {"chunk_shape": shape}}})
             )
             chunk = array / "c" / "0" / "0"
             if size not in shared:

@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptio
 
 
 def _folder(store: Path) -> Path:
-    from featstore.remote import as_url
+    from featstore.remote.address import as_url
 
     if url := as_url(store):
         raise typer.BadParameter(f"{url}: this takes a folder; copy it with: featstore pull {url} STORE")
@@ -105,10 +105,11 @@ def extract(
     import os
     from functools import partial
 
-    from featstore import extractors, ray_engine
-    from featstore.extract import Result
-    from featstore.extract import extract as run
-    from featstore.manifest import ignored_keys, read_manifest
+    from featstore import extractors
+    from featstore.corpora.manifest import ignored_keys, read_manifest
+    from featstore.jobs import ray as ray_engine
+    from featstore.jobs.extract import Result
+    from featstore.jobs.extract import extract as run
 
     _check_engine(engine, shard, ray_address, actors, device)
     utterances = read_manifest(manifest, split=split, audio_root=audio_root)
@@ -214,9 +215,9 @@ def simulate(
     """
     import os
 
-    from featstore.manifest import read_manifest
-    from featstore.simulate import read_recipe
-    from featstore.simulate import simulate as run
+    from featstore.corpora.manifest import read_manifest
+    from featstore.simulation.recipe import read_recipe
+    from featstore.simulation.simulate import simulate as run
 
     plan = read_recipe(recipe)
     utterances = read_manifest(manifest)
@@ -248,7 +249,8 @@ def info(store: ReadableArgument, as_json: JsonOption = False) -> None:
         featstore info STORE
     """
     import featstore
-    from featstore.remote import Remote, as_url
+    from featstore.remote.address import as_url
+    from featstore.remote.client import Remote
 
     found = featstore.open(store)
     facts = _facts(found) | {"store": str(store)}
@@ -333,7 +335,7 @@ def verify(
 
         featstore verify STORE --repair
     """
-    from featstore import integrity
+    from featstore.upkeep import verify as integrity
 
     with bar("verifying parts") as shown:
         report = integrity.verify(store, repair=repair, progress=shown.update)
@@ -397,8 +399,8 @@ def push(
 
         featstore push STORE file:///srv/www/STORE
     """
-    from featstore.remote import as_url
-    from featstore.remote import push as run
+    from featstore.remote.address import as_url
+    from featstore.remote.transfer import push as run
 
     if (address := as_url(url)) is None:
         raise ValueError(f"{url}: expected an address, such as s3://BUCKET/PATH or file:///FOLDER")
@@ -428,8 +430,8 @@ def pull(
 
         featstore pull https://HOST/STORE STORE
     """
-    from featstore.remote import as_url
-    from featstore.remote import pull as run
+    from featstore.remote.address import as_url
+    from featstore.remote.transfer import pull as run
 
     if (address := as_url(url)) is None:
         raise ValueError(f"{url}: expected an address, such as s3://BUCKET/PATH or https://HOST/PATH")
@@ -471,8 +473,8 @@ def compact(
 
         featstore compact STORE
     """
-    from featstore.compact import MERGED_BYTES
-    from featstore.compact import compact as run
+    from featstore.upkeep.compact import MERGED_BYTES
+    from featstore.upkeep.compact import compact as run
 
     with bar("compacting parts") as shown:
         done = run(store, part_bytes=(part_mb or 0) << 20 or MERGED_BYTES, progress=shown.update)
@@ -493,7 +495,7 @@ def export_(
 
         featstore export STORE features.h5
     """
-    from featstore.interchange import export_hdf5
+    from featstore.exchange import export_hdf5
 
     with bar("exporting") as shown:
         export_hdf5(store, file, progress=shown.update)
@@ -511,7 +513,7 @@ def import_(
 
         featstore import features.h5 --store STORE
     """
-    from featstore.interchange import import_hdf5
+    from featstore.exchange import import_hdf5
 
     with bar("importing") as shown:
         added = import_hdf5(file, store, progress=shown.update)

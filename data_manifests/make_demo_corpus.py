@@ -32,9 +32,10 @@ import soxr
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve, lfilter
 
-from featstore.audio_out import write_audio
-from featstore.manifest import read_manifest
-from featstore.simulate import read_recipe, simulate
+from featstore.corpora.manifest import read_manifest
+from featstore.simulation.audio_out import write_audio
+from featstore.simulation.recipe import read_recipe
+from featstore.simulation.simulate import simulate
 
 SEED = 20240
 SAMPLE_RATE_HZ = 16_000

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore.rttm import lines, read_columns, seconds
-from featstore.rttm import write_rttm as _write_turns
+from featstore.corpora.rttm import lines, read_columns, seconds
+from featstore.corpora.rttm import write_rttm as _write_turns
 from featstore.types import Turn
 
 if TYPE_CHECKING:

@@ -5,10 +5,19 @@
 >>> store.frames("mimi", store.ids[0], start=0, stop=1125)
 """
 
-from featstore.layout import FingerprintMismatch, StoreError
-from featstore.store import Store
-from featstore.store import open_store as open
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featstore.remote.address import as_url
+from featstore.store.layout import FingerprintMismatch, StoreError
+from featstore.store.reader import Store
 from featstore.types import MIMI_GRID, FeatureSpec, FrameGrid, Turn, Utterance
+
+if TYPE_CHECKING:
+    from featstore.store.writer import Writer
 
 __all__ = [
     "MIMI_GRID",
@@ -24,8 +33,35 @@ __all__ = [
 ]
 
 
-def writer(path, spec, **settings):
-    """Open a store for adding one feature; see `featstore.commit.writer`."""
-    from featstore.commit import writer as open_writer  # zarr-python takes half a second: only who writes pays
+def open(
+    path: str | PathLike[str], *, verify: bool = False, cache: Path | None = None, cache_bytes: int | None = None
+) -> Store:
+    """Open a store for reading.
+
+    Parameters
+    ----------
+    path : a folder, or the address that `featstore push` put a store at (``s3://…``, ``https://…``).
+    verify : check each chunk's CRC32C the first time it is touched; a wrong one raises StoreError.
+    cache, cache_bytes : of a store at an address only; see `featstore.remote.reader.open_remote`.
+
+    Raises
+    ------
+    StoreError : not a store, another version, or metadata that was edited; at an address also: no answer.
+    """
+    if url := as_url(path):
+        from featstore.remote.reader import CACHE_BYTES, open_remote
+
+        return open_remote(url, verify=verify, cache=cache, cache_bytes=cache_bytes or CACHE_BYTES)
+    return Store(Path(path), verify=verify)
+
+
+def writer(path: str | PathLike[str], spec: FeatureSpec, **settings: float) -> Writer:
+    """Open a store for adding one feature; see `featstore.store.writer.writer`.
+
+    Raises
+    ------
+    StoreError : `path` is an address, or what is there cannot be added to.
+    """
+    from featstore.store.writer import writer as open_writer  # zarr-python takes half a second: only who writes pays
 
     return open_writer(path, spec, **settings)

@@ -43,15 +43,15 @@ def slow_extraction(
 ) -> multiprocessing.process.BaseProcess:
     """Start an extraction in a process of its own, with tiny parts, for killing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.fakes", "featstore.extract"])  # a child starts in milliseconds
+    context.set_forkserver_preload(["tests.fakes", "featstore.jobs.extract"])  # a child starts in milliseconds
     process = context.Process(target=_extract_slowly, args=(utterances, store, shard))
     process.start()
     return process
 
 
 def _extract_slowly(utterances: list[Utterance], store: Path, shard: tuple[int, int]) -> None:
-    import featstore.commit
-    from featstore.extract import extract
+    import featstore.store.writer
+    from featstore.jobs.extract import extract
 
-    featstore.commit.Writer.__init__.__defaults__ = (2000, 0.1)
+    featstore.store.writer.Writer.__init__.__defaults__ = (2000, 0.1)
     extract(utterances, FakeExtractor(slow_s=0.02), store, batch_s=5, shard=shard)

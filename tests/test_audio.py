@@ -10,8 +10,9 @@ import pytest
 import soundfile as sf
 import soxr
 
-from featstore import Utterance, audio
-from featstore.audio import load
+from featstore import Utterance
+from featstore.corpora import audio
+from featstore.corpora.audio import load
 from tests.fakes import tone
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from dataclasses import replace
@@ -14,10 +15,12 @@ from typer.testing import CliRunner
 
 import featstore
 from cli.featstore import app
-from featstore import MIMI_GRID, FeatureSpec, StoreError, Turn, Utterance, compact, layout
-from featstore.commit import commit_part, parquet_bytes, utterance_table
-from featstore.index import read_table
-from featstore.integrity import verify
+from featstore import MIMI_GRID, FeatureSpec, StoreError, Turn, Utterance
+from featstore.store import layout, lock, metadata
+from featstore.store.commit import commit_part
+from featstore.store.tables import parquet_bytes, read_table, utterance_table
+from featstore.upkeep import compact
+from featstore.upkeep.verify import verify
 
 NAMES = ("mimi", "titanet")
 
@@ -75,7 +78,7 @@ def test_a_stop_anywhere_loses_nothing_and_is_finished_by_the_same_call(
         if calls > kill_at:
             raise KeyboardInterrupt
 
-    for module, name in ((layout.os, "replace"), (Path, "unlink"), (shutil, "rmtree")):
+    for module, name in ((os, "replace"), (Path, "unlink"), (shutil, "rmtree")):
 
         def stopping(*args: object, real: object = getattr(module, name), **kwargs: object) -> object:
             stop()
@@ -176,7 +179,7 @@ def test_an_id_twice_in_one_part_is_no_copy(store: Path) -> None:
 
 def test_names_do_not_grow_with_merges(tmp_path: Path) -> None:
     spec = FeatureSpec("mimi", 1, "float16", 24000, MIMI_GRID, "mimi", "0" * 64, {})
-    layout.create(tmp_path / "s", spec)
+    metadata.create(tmp_path / "s", spec)
     lengths = set()
     for i in range(30):
         name = f"20260101T000000-00c0ffee-{i:05d}"
@@ -190,7 +193,7 @@ def test_names_do_not_grow_with_merges(tmp_path: Path) -> None:
 def test_all_agree_on_which_copy_counts(tmp_path: Path) -> None:
     """`A-x.parquet` sorts before `A.parquet`, but part `A` before `A-x`."""
     spec = FeatureSpec("mimi", 1, "float16", 24000, MIMI_GRID, "mimi", "0" * 64, {})
-    layout.create(tmp_path / "s", spec)
+    metadata.create(tmp_path / "s", spec)
     for name, value, speaker in (("A-x", 2, "second"), ("A", 1, "first")):
         twice = replace(utterance(1), speaker=speaker)
         commit_part(tmp_path / "s", spec, name, [twice], [np.full((1, 1), value, "<f2")])
@@ -203,7 +206,7 @@ def test_all_agree_on_which_copy_counts(tmp_path: Path) -> None:
 
 def test_refused_while_something_writes(store: Path) -> None:
     before = files(store)
-    with layout.hold(store), pytest.raises(StoreError, match="is writing to it"):
+    with lock.hold(store), pytest.raises(StoreError, match="is writing to it"):
         compact.compact(store, part_bytes=6000)
     assert files(store) == before
     compact.compact(store, part_bytes=6000)
@@ -212,7 +215,7 @@ def test_refused_while_something_writes(store: Path) -> None:
 def test_nobody_writes_while_it_runs(store: Path) -> None:
     def write(done: int, of: int) -> None:
         if done < of:
-            with pytest.raises(StoreError, match="compacted"), layout.hold(store):
+            with pytest.raises(StoreError, match="compacted"), lock.hold(store):
                 pass
 
     compact.compact(store, part_bytes=6000, progress=write)
@@ -232,7 +235,7 @@ def test_command(store: Path) -> None:
 def test_facts_come_from_the_parts_that_were_checked(tmp_path: Path) -> None:
     for part, name in (("a", "titanet"), ("b", "mimi"), ("c", "mimi")):  # the store's own table reads a's facts
         spec = FeatureSpec(name, 4, "float16", 24000, MIMI_GRID, name, "0" * 64, {"weights": "file"})
-        layout.create(tmp_path, spec)
+        metadata.create(tmp_path, spec)
         some = [utterance(i) for i in range(4) if part == "a" or i // 2 == "bc".index(part)]
         commit_part(tmp_path, spec, part, some, [np.ones((3, 4), np.float16)] * len(some))
     wrong = utterance_table(replace(utterance(i), recording="wrong") for i in range(4))

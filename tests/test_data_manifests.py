@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from featstore import audio
-from featstore.manifest import check_disjoint, read_manifest
-from featstore.recipe import read_recipe
-from featstore.session import speech_and_overlap_s
+from featstore.corpora import audio
+from featstore.corpora.manifest import check_disjoint, read_manifest
+from featstore.simulation.recipe import read_recipe
+from featstore.simulation.session import speech_and_overlap_s
 from featstore.types import Utterance
 
 FOLDER = Path(__file__).parents[1] / "data_manifests"

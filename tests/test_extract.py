@@ -25,9 +25,12 @@ from typer.testing import CliRunner
 import featstore
 from cli.errors import user_errors
 from cli.featstore import app
-from featstore import StoreError, Utterance, audio, extractors, integrity, layout
-from featstore.extract import Pipeline, extract, plan, share
-from featstore.failures import Failures, settle
+from featstore import StoreError, Utterance, extractors
+from featstore.corpora import audio
+from featstore.jobs.extract import Pipeline, extract, plan, share
+from featstore.store import lock
+from featstore.store.failures import Failures, settle
+from featstore.upkeep import verify as integrity
 from tests.conftest import ROOT
 from tests.fakes import FakeExtractor, slow_extraction, tone
 
@@ -187,8 +190,8 @@ def test_a_kill_costs_less_than_a_minute(batch_takes_s: float, tmp_path: Path, m
             return super().extract(waves)
 
     clock = SimpleNamespace(monotonic=lambda: now_s)
-    monkeypatch.setattr("featstore.extract.time", clock)
-    monkeypatch.setattr("featstore.commit.time", clock)
+    monkeypatch.setattr("featstore.jobs.extract.time", clock)
+    monkeypatch.setattr("featstore.store.writer.time", clock)
     costs, began_s, committed = [], 0.0, 0
     with Pipeline(TimedExtractor(), tmp_path / "s", 1) as pipeline:
         pipeline.submit(utterances[:1], {"u0"})
@@ -231,7 +234,7 @@ def test_a_writer_keeps_out_what_removes_parts(tmp_path: Path) -> None:
 
     def is_held() -> bool:
         try:
-            with layout.hold(store, alone=True):
+            with lock.hold(store, alone=True):
                 return False
         except StoreError:
             return True
@@ -247,7 +250,7 @@ def test_a_writer_keeps_out_what_removes_parts(tmp_path: Path) -> None:
     del alone
     gc.collect()
     assert not is_held()
-    with layout.hold(store, alone=True), pytest.raises(StoreError, match="being repaired or compacted"):
+    with lock.hold(store, alone=True), pytest.raises(StoreError, match="being repaired or compacted"):
         featstore.writer(store, fake.spec)
 
 
@@ -261,7 +264,7 @@ def test_a_damaged_table_is_found_before_anything_is_encoded(tmp_path: Path) -> 
     assert other.batches == []
     assert not (tmp_path / "s" / "failures.jsonl").exists()
     del error  # it holds the frames of the call, and so the writer
-    with layout.hold(tmp_path / "s", alone=True):
+    with lock.hold(tmp_path / "s", alone=True):
         pass
 
 
@@ -273,8 +276,8 @@ def test_what_fails_for_a_part_is_no_utterances_failure(
         raise error("this part is refused")
 
     fake = FakeExtractor()
-    monkeypatch.setattr("featstore.commit.commit_part", refuse)
-    monkeypatch.setattr("featstore.commit.Writer.__init__.__defaults__", (1, 30.0))
+    monkeypatch.setattr("featstore.store.writer.commit_part", refuse)
+    monkeypatch.setattr("featstore.store.writer.Writer.__init__.__defaults__", (1, 30.0))
     with pytest.raises(error, match="this part is refused"):
         extract(corpus(tmp_path), fake, tmp_path / "s", batch_s=0.1)
     assert len(fake.batches) <= 3  # it ends at once: one batch in writing, one waiting
@@ -424,7 +427,7 @@ def test_kill_and_resume_give_the_bytes_of_an_uninterrupted_run(tmp_path: Path) 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
 def test_a_store_without_write_permission_says_so() -> None:
     script = (
-        "import os, sys, featstore.commit; from tests.fakes import FakeExtractor\n"
+        "import os, sys, featstore.store.writer; from tests.fakes import FakeExtractor\n"
         "os.getuid() == 0 and os.setuid(65534)  # root may write anywhere\n"
         "try:\n    featstore.writer(sys.argv[1], FakeExtractor('other').spec)\n"
         "except PermissionError as e:\n    print(e)\n"

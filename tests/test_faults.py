@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from featstore import layout
+from featstore import files
+from featstore.store import layout
 from tests.test_store import fill
 
 
@@ -18,7 +19,7 @@ def test_all_of_a_part_and_the_folders_above_it_is_synced_before_the_index_names
     store = tmp_path / "s"
     if killed_before:  # the store's first writer made everything, and was killed before it synced
         with monkeypatch.context() as patch:
-            patch.setattr(layout, "sync", lambda path: None)
+            patch.setattr(files, "sync", lambda path: None)
             fill(store, count=0)
     synced: set[tuple[int, int]] = set()
     commits: list[Path] = []

@@ -23,15 +23,16 @@ from hypothesis import strategies as st
 
 import featstore
 from evaluation.trials import read_trials
-from featstore import StoreError, Turn, layout
-from featstore.index import read_table
-from featstore.integrity import verify
-from featstore.interchange import export_hdf5, import_hdf5
-from featstore.manifest import read_manifest
-from featstore.remote import Remote
-from featstore.rttm import read_rttm
-from featstore.store import store_utterances
+from featstore import StoreError, Turn
+from featstore.corpora.manifest import read_manifest
+from featstore.corpora.rttm import read_rttm
+from featstore.exchange import export_hdf5, import_hdf5
+from featstore.remote.client import Remote
+from featstore.store import layout, metadata
+from featstore.store.reader import store_utterances
+from featstore.store.tables import read_table
 from featstore.types import check_id
+from featstore.upkeep.verify import verify
 from tests.test_store import fill, spec, utterance
 
 SPARE_BYTES = 2 << 30
@@ -104,7 +105,7 @@ def replaced(store: Path, name: str, data: bytes) -> Path:
     return copy
 
 
-def metadata(store: Path) -> list[str]:
+def store_files(store: Path) -> list[str]:
     names = [p.relative_to(store).as_posix() for p in store.rglob("*") if p.suffix in (".json", ".parquet")]
     return sorted(names, key=lambda name: (name.count("/"), Path(name).suffix, name))
 
@@ -112,7 +113,7 @@ def metadata(store: Path) -> list[str]:
 @fuzz
 @given(st.data())
 def test_metadata_with_other_bytes(whole: Path, data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from(metadata(whole)))
+    name = data.draw(st.sampled_from(store_files(whole)))
     raw = bytearray((whole / name).read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         # The last bytes of a Parquet file are its metadata.
@@ -125,13 +126,13 @@ def test_metadata_with_other_bytes(whole: Path, data: st.DataObject) -> None:
 
 
 def layout_is_read(store: Path) -> bool:
-    return one_line_or_data(lambda: layout.check_version(store), StoreError)
+    return one_line_or_data(lambda: metadata.check_version(store), StoreError)
 
 
 @fuzz
 @given(st.data())
 def test_metadata_with_other_values(whole: Path, data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from([n for n in metadata(whole) if n.endswith(".json")]))
+    name = data.draw(st.sampled_from([n for n in store_files(whole) if n.endswith(".json")]))
     tree = json.loads((whole / name).read_bytes())
     node, path = tree, []
     while isinstance(node, dict | list) and node and (not path or data.draw(st.booleans())):
@@ -161,7 +162,7 @@ rows = st.fixed_dictionaries(
 @example([{"id": "u0", "first_frame": 0, "num_frames": 2**31}] * 4, pa.int64())
 @example([{"id": "u0", "first_frame": 0, "num_frames": 2**62}, {"id": "u1", "first_frame": 2**62, "num_frames": 2**62}], pa.int64())  # fmt: skip
 def test_an_index_of_anything(whole: Path, tmp_path_factory: pytest.TempPathFactory, index: list, kind: Any) -> None:
-    name = next(n for n in metadata(whole) if n.startswith("index/mimi/"))
+    name = next(n for n in store_files(whole) if n.startswith("index/mimi/"))
     try:
         columns = {key: [row[key] for row in index] for key in ("id", "first_frame", "num_frames")}
         columns = {k: v if k == "id" else pa.array(v, pa.int64()).cast(kind) for k, v in columns.items()}

@@ -16,13 +16,16 @@ from typer.testing import CliRunner
 
 import featstore
 from cli.featstore import app
-from featstore import compact, integrity, layout, part
+from featstore import files
+from featstore.store import lock, metadata, part
+from featstore.upkeep import compact
+from featstore.upkeep import verify as integrity
 from tests.test_store import fill, spec, utterance
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("featstore.commit.CHUNK_BYTES", 20 * 16)
+    monkeypatch.setattr("featstore.store.commit.CHUNK_BYTES", 20 * 16)
     fill(tmp_path / "s", count=12, part_bytes=1200)
     return tmp_path / "s"
 
@@ -198,12 +201,12 @@ def chunks(store: Path) -> list[Path]:
     return sorted(store.glob("features.zarr/mimi/*/frames/c/0/0"))
 
 
-def files(store: Path) -> dict[str, bytes]:
+def files_of(store: Path) -> dict[str, bytes]:
     return {p.relative_to(store).as_posix(): p.read_bytes() for p in store.rglob("*") if p.is_file()}
 
 
 def part_files(store: Path, name: str) -> dict[str, bytes]:
-    return {path: data for path, data in files(store).items() if name in path}
+    return {path: data for path, data in files_of(store).items() if name in path}
 
 
 @pytest.fixture
@@ -251,13 +254,13 @@ def test_a_verifying_reader_refuses_swapped_chunks(store: Path) -> None:
 
 
 def test_repair_refuses_while_something_writes(one_part: Path) -> None:
-    with layout.hold(one_part), pytest.raises(featstore.StoreError, match="writing"):
+    with lock.hold(one_part), pytest.raises(featstore.StoreError, match="writing"):
         integrity.verify(one_part, repair=True)
 
 
 @pytest.mark.parametrize("moment", ["facts", "seal", "index"])
 def test_what_is_being_written_is_no_damage(one_part: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
-    real, seen = layout.write_atomically, []
+    real, seen = files.write_atomically, []
 
     def write(path: Path, data: bytes) -> None:
         kind = {"utterances": "facts", "mimi": "index"}.get(path.parent.name, "seal")
@@ -268,9 +271,9 @@ def test_what_is_being_written_is_no_damage(one_part: Path, monkeypatch: pytest.
             temporary.unlink()
         real(path, data)
 
-    with layout.hold(one_part), featstore.writer(one_part, spec()) as out:
+    with lock.hold(one_part), featstore.writer(one_part, spec()) as out:
         out.add(utterance("late"), np.ones((3, 8)))
-        monkeypatch.setattr(layout, "write_atomically", write)
+        monkeypatch.setattr(files, "write_atomically", write)
         out.commit()
     ((report, (code, text)),) = seen
     assert report.busy and report.findings and report.damaged == []
@@ -310,7 +313,7 @@ def test_what_is_merged_while_verify_reads_is_no_damage(store: Path, monkeypatch
 
 def test_repair_leaves_what_was_committed_meanwhile(one_part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a disk without locks."""
-    name, before = next(one_part.glob("index/mimi/*")).name, files(one_part)
+    name, before = next(one_part.glob("index/mimi/*")).name, files_of(one_part)
     (one_part / "index" / "mimi" / name).rename(one_part / name)
     real = integrity._repair
 
@@ -320,23 +323,23 @@ def test_repair_leaves_what_was_committed_meanwhile(one_part: Path, monkeypatch:
 
     monkeypatch.setattr(integrity, "_repair", repair)
     assert integrity.verify(one_part, repair=True).repaired == []
-    assert files(one_part) == before
+    assert files_of(one_part) == before
 
 
 @pytest.mark.parametrize("kind", ["flip", "remove", "folder", "noise", "grow"])
 def test_a_damaged_root_is_written_again(one_part: Path, kind: str) -> None:
-    root, before = one_part / "features.zarr" / "zarr.json", files(one_part)
+    root, before = one_part / "features.zarr" / "zarr.json", files_of(one_part)
     damage(kind, root, root, np.random.default_rng(2))
     code, text = command("verify", one_part)
     assert code == 2 and "features.zarr/zarr.json" in text
     code, text = command("verify", one_part, "--repair")
     assert code == 0 and "written anew" in text and "damaged parts" not in text
-    assert files(one_part) == before
+    assert files_of(one_part) == before
 
 
 def test_what_is_no_store_or_another_version_is_not_repaired(one_part: Path, tmp_path: Path) -> None:
     root = one_part / "features.zarr" / "zarr.json"
-    root.write_bytes(layout.group_json({"whowhen_store": 99}))
+    root.write_bytes(metadata.group_json({"whowhen_store": 99}))
     with pytest.raises(featstore.StoreError, match="version 99"):
         integrity.verify(one_part, repair=True)
     (tmp_path / "other" / "index").mkdir(parents=True)
@@ -346,7 +349,7 @@ def test_what_is_no_store_or_another_version_is_not_repaired(one_part: Path, tmp
 
 def test_a_damaged_spec_is_set_aside_and_written_again_by_its_extractor_only(one_part: Path) -> None:
     path = one_part / "features.zarr" / "mimi" / "zarr.json"
-    before = files(one_part)
+    before = files_of(one_part)
     flip(path)
     (finding,) = integrity.verify(one_part).findings
     assert "1 parts" in finding.problem and set(finding.utterances) == {"u0", "u1", "u2"}
@@ -361,7 +364,7 @@ def test_a_damaged_spec_is_set_aside_and_written_again_by_its_extractor_only(one
         featstore.writer(one_part, spec(sha="b" * 64))
     with featstore.writer(one_part, spec()) as out:
         assert out.missing([utterance("u0")]) == []
-    assert {name: data for name, data in files(one_part).items() if "damaged" not in name} == before
+    assert {name: data for name, data in files_of(one_part).items() if "damaged" not in name} == before
 
 
 def test_a_part_whose_index_is_lost_is_set_aside_not_deleted(one_part: Path) -> None:
@@ -383,7 +386,7 @@ def test_only_a_part_without_a_seal_and_with_our_name_is_deleted(one_part: Path)
         (one_part / "utterances" / f"{name}.parquet").write_bytes(b"text")
     integrity.verify(one_part, repair=True)
     assert integrity.verify(one_part).findings == []
-    assert sorted(name for name, data in files(one_part).items() if data == b"text") == [
+    assert sorted(name for name, data in files_of(one_part).items() if data == b"text") == [
         "damaged/features.zarr/mimi/notes/thesis.txt",
         "damaged/features.zarr/other/notes/thesis.txt",
         "damaged/utterances/mine.parquet",
@@ -391,7 +394,7 @@ def test_only_a_part_without_a_seal_and_with_our_name_is_deleted(one_part: Path)
 
 
 def test_a_stray_file_in_a_part_is_all_that_moves(one_part: Path) -> None:
-    before = files(one_part)
+    before = files_of(one_part)
     folder = chunks(one_part)[0].parents[2].relative_to(one_part).as_posix()
     for name in (f"{folder}/.DS_Store", f"{folder}/c/._0"):
         (one_part / name).parent.mkdir(exist_ok=True)
@@ -399,7 +402,7 @@ def test_a_stray_file_in_a_part_is_all_that_moves(one_part: Path) -> None:
     report = integrity.verify(one_part, repair=True)
     assert {f.part for f in report.findings} == {f"{folder}/.DS_Store", f"{folder}/c/._0"} and report.damaged == []
     strays = {f"damaged/{folder}/.DS_Store": b"text", f"damaged/{folder}/c/._0": b"text"}
-    assert files(one_part) == before | strays
+    assert files_of(one_part) == before | strays
 
 
 @pytest.mark.parametrize("moves", [0, 1, 2])
@@ -442,7 +445,7 @@ def test_the_same_part_is_set_aside_twice(one_part: Path, tmp_path: Path) -> Non
 def test_what_cannot_be_read_now_stays_where_it_is(
     one_part: Path, monkeypatch: pytest.MonkeyPatch, code: int, where: str
 ) -> None:
-    before = files(one_part)
+    before = files_of(one_part)
 
     def refusing(real: object) -> object:
         def call(path: Path, *rest: object, **named: object) -> object:
@@ -461,7 +464,7 @@ def test_what_cannot_be_read_now_stays_where_it_is(
     assert all(
         "not readable now" in f.problem and f.part in ("", chunks(one_part)[0].parts[-5]) for f in report.findings
     )
-    assert files(one_part) == before
+    assert files_of(one_part) == before
 
 
 @pytest.mark.parametrize("line", [b"[1]", b'{"id": "u0"}', b"\xff", b"{"])

@@ -12,8 +12,8 @@ import pytest
 
 import featstore
 from featstore import Turn
-from featstore.interchange import export_hdf5, import_hdf5
-from featstore.store import store_utterances
+from featstore.exchange import export_hdf5, import_hdf5
+from featstore.store.reader import store_utterances
 from tests.test_store import fill, spec, utterance
 
 

@@ -18,10 +18,11 @@ import pytest
 import soundfile
 
 import featstore
-from featstore import StoreError, Utterance, commit, layout
-from featstore.extract import extract
-from featstore.integrity import verify
-from featstore.store import Store
+from featstore import StoreError, Utterance
+from featstore.jobs.extract import extract
+from featstore.store import layout, writer
+from featstore.store.reader import Store
+from featstore.upkeep.verify import verify
 from tests.fakes import FakeExtractor, slow_extraction, tone
 
 CALLS = ("replace", "link", "fsync", "mkdir", "unlink")
@@ -49,7 +50,7 @@ def expected(utterances: list[Utterance], tmp_path_factory: pytest.TempPathFacto
 def run(utterances: list[Utterance], store: Path, shard: tuple[int, int] = (0, 1)) -> None:
     """An extraction in batches of a few utterances, a part for each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commit.Writer.__init__, "__defaults__", (100, 30.0))
+        patch.setattr(writer.Writer.__init__, "__defaults__", (100, 30.0))
         extract(utterances, FakeExtractor(), store, batch_s=5, workers=1, shard=shard)
 
 
@@ -148,7 +149,7 @@ def _killed_at(number: int, utterances: list[Utterance], store: Path, shard: tup
 
 def start(target: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.fakes", "tests.test_kills", "featstore.extract"])
+    context.set_forkserver_preload(["tests.fakes", "tests.test_kills", "featstore.jobs.extract"])
     process = context.Process(target=target, args=arguments)
     process.start()
     return process

@@ -11,9 +11,10 @@ import pytest
 import soundfile as sf
 
 from featstore import Turn, Utterance
-from featstore.audio import load
-from featstore.manifest import check_disjoint, ignored_keys, read_manifest
-from featstore.simulate import read_recipe, simulate
+from featstore.corpora.audio import load
+from featstore.corpora.manifest import check_disjoint, ignored_keys, read_manifest
+from featstore.simulation.recipe import read_recipe
+from featstore.simulation.simulate import simulate
 from tests.fakes import tone
 
 

@@ -18,9 +18,11 @@ import soundfile as sf
 from typer.testing import CliRunner
 
 from cli.featstore import app
-from featstore import Utterance, integrity, ray_engine
-from featstore.extract import Result, extract
+from featstore import Utterance
 from featstore.extractors import ExtractorError
+from featstore.jobs import ray as ray_engine
+from featstore.jobs.extract import Result, extract
+from featstore.upkeep import verify as integrity
 from tests.fakes import FakeExtractor, tone
 from tests.test_extract import contents, corpus
 

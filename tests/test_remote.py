@@ -29,8 +29,11 @@ from typer.testing import CliRunner
 
 import featstore
 from cli.featstore import app
-from featstore import MIMI_GRID, FeatureSpec, FingerprintMismatch, StoreError, Utterance, layout, remote, remote_store
-from featstore.integrity import verify
+from featstore import MIMI_GRID, FeatureSpec, FingerprintMismatch, StoreError, Utterance
+from featstore.remote import address, client, transfer
+from featstore.remote import reader as remote_store
+from featstore.store import layout, lock
+from featstore.upkeep.verify import verify
 
 pytest.importorskip("obstore")
 NAMES = ("mimi", "titanet")
@@ -178,10 +181,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def test_addresses() -> None:
-    assert remote.as_url("s3://b/p/") == remote.as_url(Path("s3://b/p")) == "s3://b/p"
-    assert remote.as_url(Path("file:///srv/x")) == "file:///srv/x"
-    assert remote.as_url("https://host/x") == "https://host/x"
-    assert remote.as_url("store") is remote.as_url("/s3/x") is remote.as_url("s3x:/y") is None
+    assert address.as_url("s3://b/p/") == address.as_url(Path("s3://b/p")) == "s3://b/p"
+    assert address.as_url(Path("file:///srv/x")) == "file:///srv/x"
+    assert address.as_url("https://host/x") == "https://host/x"
+    assert address.as_url("store") is address.as_url("/s3/x") is address.as_url("s3x:/y") is None
 
 
 @pytest.mark.parametrize(
@@ -197,12 +200,12 @@ def test_a_variable_that_makes_no_sense(monkeypatch: pytest.MonkeyPatch, name: s
     monkeypatch.setenv(name, value)
     with pytest.raises(StoreError, match=f"^{name}: {says}"):
         featstore.open("s3://bucket/store")
-    remote.Remote("https://host/store")  # needs none of them
+    client.Remote("https://host/store")  # needs none of them
 
 
 def test_an_empty_endpoint_is_none(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT", "")  # beside the bucket's AWS_ENDPOINT_URL
-    assert remote.Remote(bucket).files() == {}
+    assert client.Remote(bucket).files() == {}
 
 
 def test_a_panic_of_obstore_is_one_line() -> None:
@@ -213,24 +216,24 @@ def test_a_panic_of_obstore_is_one_line() -> None:
         raise PanicException("called `Result::unwrap()` on an `Err` value\nstack backtrace")
 
     with pytest.raises(StoreError, match=r"^https://h/s/x: obstore failed \(called .*\); check the address") as caught:
-        remote.Remote("https://h/s")._call("x", panic)
+        client.Remote("https://h/s")._call("x", panic)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["s3://b/a b#c", "https://host/s?t=1", "file:///srv/a#b"])
 def test_an_address_is_not_cut(url: str) -> None:
     with pytest.raises(StoreError, match=r"an address cannot hold '[#?]'"):
-        remote.Remote(url)
+        client.Remote(url)
 
 
 def test_only_push_makes_a_folder(source: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["pull", f"file://{tmp_path}/nothere", str(tmp_path / "copy")])
     assert result.exit_code == 2 and f"file://{tmp_path}/nothere: not an address of a store" in result.stderr
     with pytest.raises(StoreError, match="no such folder"):
-        remote.push(tmp_path / "no", f"file://{tmp_path}/new")
+        transfer.push(tmp_path / "no", f"file://{tmp_path}/new")
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(StoreError, match="^file:///proc/x: not an address of a store"):
-        remote.push(source, "file:///proc/x")
+        transfer.push(source, "file:///proc/x")
 
 
 def test_a_listing_of_many_parts_is_short_enough() -> None:
@@ -240,17 +243,17 @@ def test_a_listing_of_many_parts_is_short_enough() -> None:
     files = [f"features.zarr/{feature}/{name}/{file}" for file in (*arrays, "zarr.json")]
     files += [f"index/{feature}/{name}.parquet", f"utterances/{name}.parquet"]
     a_part = len(json.dumps(dict.fromkeys(files, 128 << 20)))
-    assert 2 * 20_000 * a_part < remote.MAX_LISTING_BYTES < 4 * 20_000 * a_part
+    assert 2 * 20_000 * a_part < client.MAX_LISTING_BYTES < 4 * 20_000 * a_part
 
 
 def test_a_store_goes_to_a_bucket_and_back(source: Path, bucket: str, tmp_path: Path) -> None:
-    first = remote.push(source, f"{bucket}/deep/store")
+    first = transfer.push(source, f"{bucket}/deep/store")
     parts = verify(source).parts
     assert (first.parts, first.parts_there) == (parts, 0) and parts > 6
     assert first.bytes >= sum(p.stat().st_size for p in (source / "features.zarr").rglob("0") if p.is_file())
-    again = remote.push(source, f"{bucket}/deep/store")
+    again = transfer.push(source, f"{bucket}/deep/store")
     assert (again.parts, again.parts_there, again.bytes) == (0, parts, 0)
-    remote.pull(f"{bucket}/deep/store", tmp_path / "copy")
+    transfer.pull(f"{bucket}/deep/store", tmp_path / "copy")
     assert content(tmp_path / "copy") == content(source) == content(f"{bucket}/deep/store")
     assert verify(tmp_path / "copy").findings == []
     assert not (tmp_path / "copy" / "incoming").exists()
@@ -258,22 +261,22 @@ def test_a_store_goes_to_a_bucket_and_back(source: Path, bucket: str, tmp_path: 
 
 def test_what_is_added_later_goes_along(bucket: str, tmp_path: Path) -> None:
     store = make_store(tmp_path / "a", count=4)
-    remote.push(store, bucket)
+    transfer.push(store, bucket)
     before = featstore.open(bucket)
     make_store(store, count=4, first=10)
-    assert remote.push(store, bucket).parts == 2
+    assert transfer.push(store, bucket).parts == 2
     assert len(before) == 4 and len(featstore.open(bucket)) == 8
-    remote.pull(bucket, tmp_path / "b")
+    transfer.pull(bucket, tmp_path / "b")
     assert content(tmp_path / "b") == content(store)
 
 
 def test_one_address_holds_one_feature_of_a_name(source: Path, bucket: str, tmp_path: Path) -> None:
-    remote.push(source, bucket)
+    transfer.push(source, bucket)
     other = make_store(tmp_path / "other", count=2, first=50, weights="1")
     with pytest.raises(FingerprintMismatch, match="holds another feature or version"):
-        remote.push(other, bucket)
+        transfer.push(other, bucket)
     with pytest.raises(FingerprintMismatch, match="appending would mix two models"):
-        remote.pull(bucket, other)
+        transfer.pull(bucket, other)
     assert content(bucket) == content(source)
 
 
@@ -285,25 +288,25 @@ def test_a_damaged_part_neither_leaves_nor_arrives(source: Path, bucket: str, tm
     data[7] ^= 4
     chunk.write_bytes(data)
     with pytest.raises(StoreError, match=r"part mimi/.* is damaged: .*CRC32C differs"):
-        remote.push(broken, bucket)
-    remote.push(source, bucket)
-    remote.Remote(bucket).upload(chunk.relative_to(broken).as_posix(), bytes(data))
+        transfer.push(broken, bucket)
+    transfer.push(source, bucket)
+    client.Remote(bucket).upload(chunk.relative_to(broken).as_posix(), bytes(data))
     with pytest.raises(StoreError, match=r"part mimi/.* is damaged: .*CRC32C differs"):
-        remote.pull(bucket, tmp_path / "copy")
+        transfer.pull(bucket, tmp_path / "copy")
     assert set(featstore.open(tmp_path / "copy").ids) < set(featstore.open(source).ids)
-    remote.Remote(bucket).upload(
+    client.Remote(bucket).upload(
         chunk.relative_to(broken).as_posix(), (source / chunk.relative_to(broken)).read_bytes()
     )
-    remote.pull(bucket, tmp_path / "copy")
+    transfer.pull(bucket, tmp_path / "copy")
     assert content(tmp_path / "copy") == content(source)
 
 
 def test_reading_at_a_distance_sees_damage_and_gaps(source: Path, bucket: str) -> None:
-    remote.push(source, bucket)
+    transfer.push(source, bucket)
     id = featstore.open(source).ids[0]
-    key = next(p for p in remote.Remote(bucket).files() if "/mimi/" in p and p.endswith("frames/c/0/0"))
+    key = next(p for p in client.Remote(bucket).files() if "/mimi/" in p and p.endswith("frames/c/0/0"))
     good = (source / key).read_bytes()
-    far = remote.Remote(bucket)
+    far = client.Remote(bucket)
     far.upload(key, bytes([good[0] ^ 1]) + good[1:])
     with pytest.raises(StoreError, match=r"damaged \(CRC32C differs\)"):
         featstore.open(bucket, verify=True).frames("mimi", id)
@@ -318,11 +321,11 @@ def test_reading_at_a_distance_sees_damage_and_gaps(source: Path, bucket: str) -
 def test_verified_reading_checks_what_it_returns(
     source: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remote.push(source, bucket)
-    id, ranges = featstore.open(source).ids[0], remote.Remote.ranges
+    transfer.push(source, bucket)
+    id, ranges = featstore.open(source).ids[0], client.Remote.ranges
     far = featstore.open(bucket, verify=True, cache=tmp_path / "one")
     with monkeypatch.context() as patch:
-        patch.setattr(remote.Remote, "ranges", lambda *a: [bytes(len(p)) if len(p) > 999 else p for p in ranges(*a)])
+        patch.setattr(client.Remote, "ranges", lambda *a: [bytes(len(p)) if len(p) > 999 else p for p in ranges(*a)])
         with pytest.raises(StoreError, match=r"damaged \(CRC32C differs\)"):
             far.frames("mimi", id)
     # Another chunk, whole in itself, in the place of the one that was committed.
@@ -331,53 +334,53 @@ def test_verified_reading_checks_what_it_returns(
     other = bytearray(chunks[0].read_bytes())
     other[0] ^= 1
     other[-4:] = google_crc32c.value(bytes(other[:-4])).to_bytes(4, "little")
-    remote.Remote(bucket).upload(key, bytes(other))
+    client.Remote(bucket).upload(key, bytes(other))
     with pytest.raises(StoreError, match=r"damaged \(CRC32C differs\)"):
         featstore.open(bucket, verify=True).frames("mimi", id)
     seal = key.removesuffix("frames/c/0/0") + "zarr.json"
-    remote.Remote(bucket).upload(seal, (source / seal).read_bytes().replace(b'"chunk_crc32c"', b'"chunk_crc32d"'))
+    client.Remote(bucket).upload(seal, (source / seal).read_bytes().replace(b'"chunk_crc32c"', b'"chunk_crc32d"'))
     with pytest.raises(StoreError, match="edited"):
         featstore.open(bucket, cache=tmp_path / "two")
 
 
 def test_a_pull_killed_inside_a_file_goes_on(source: Path, bucket: str, tmp_path: Path) -> None:
-    remote.push(source, bucket)
+    transfer.push(source, bucket)
     script = (
-        "import os, signal, sys; from featstore import remote; piece = remote.Remote._piece; calls = []\n"
+        "import os, signal, sys; from featstore.remote import client, transfer; piece = client.Remote._piece; calls = []\n"
         "def dying(*a):\n    calls.append(1)\n"
         "    if len(calls) == 9: os.kill(os.getpid(), signal.SIGKILL)\n    return piece(*a)\n"
-        "remote.Remote._piece = dying; remote.pull(sys.argv[1], sys.argv[2])"
+        "client.Remote._piece = dying; transfer.pull(sys.argv[1], sys.argv[2])"
     )
     done = subprocess.run([sys.executable, "-c", script, bucket, str(tmp_path / "copy")], capture_output=True)
     assert done.returncode == -signal.SIGKILL
     assert list((tmp_path / "copy" / "incoming").glob(".*.tmp"))
-    remote.pull(bucket, tmp_path / "copy")
+    transfer.pull(bucket, tmp_path / "copy")
     assert content(tmp_path / "copy") == content(source)
 
 
 def test_what_is_larger_than_listed_is_not_read(source: Path, bucket: str, server: str, tmp_path: Path) -> None:
-    remote.push(source, bucket)
+    transfer.push(source, bucket)
     url = f"http://{server}/{bucket.removeprefix('s3://')}"
     for top in ("index/mimi/", "utterances/"):
-        key = next(p for p in remote.Remote(bucket).files() if p.startswith(top))
-        remote.Remote(bucket).upload(key, bytes(1 << 20))
+        key = next(p for p in client.Remote(bucket).files() if p.startswith(top))
+        client.Remote(bucket).upload(key, bytes(1 << 20))
         with pytest.raises(StoreError, match=rf"{key}: 1048576 bytes, expected at most \d+; not read"):
             featstore.open(url, cache=tmp_path / top)
-        remote.Remote(bucket).upload(key, source / key)
+        client.Remote(bucket).upload(key, source / key)
 
 
 def test_a_pooled_chunk_is_sized_before_it_is_read(
     source: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remote.push(source, bucket)
-    key = next(p for p in remote.Remote(bucket).files() if "/mimi/" in p and p.endswith("mean/c/0/0"))
+    transfer.push(source, bucket)
+    key = next(p for p in client.Remote(bucket).files() if "/mimi/" in p and p.endswith("mean/c/0/0"))
     listed = featstore.open(bucket, cache=tmp_path / "one")
-    remote.Remote(bucket).upload(key, bytes(1 << 20))
+    client.Remote(bucket).upload(key, bytes(1 << 20))
     with pytest.raises(StoreError, match="1048576 bytes, expected at most"):
         listed.pooled("mimi")
     far = featstore.open(bucket, cache=tmp_path / "two")
     read: list[str] = []
-    monkeypatch.setattr(remote.Remote, "read", lambda self, path, limit: read.append(path))
+    monkeypatch.setattr(client.Remote, "read", lambda self, path, limit: read.append(path))
     with pytest.raises(StoreError, match=r"expected \d+ bytes, found 1048576"):
         far.index("mimi").parts[far.index("mimi").part_names.index(key.split("/")[2])].pooled("mean")
     assert read == []
@@ -386,11 +389,11 @@ def test_a_pooled_chunk_is_sized_before_it_is_read(
 def test_large_chunks_come_in_pieces(
     source: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remote.push(source, bucket)
-    monkeypatch.setattr(remote, "PIECE_BYTES", 700)
+    transfer.push(source, bucket)
+    monkeypatch.setattr(client, "PIECE_BYTES", 700)
     monkeypatch.setattr(remote_store.Blocks.read, "__defaults__", (512, lambda data: None))
     asked: list[int] = []
-    piece, obstore = remote.Remote._piece, pytest.importorskip("obstore")
+    piece, obstore = client.Remote._piece, pytest.importorskip("obstore")
     get_ranges = obstore.get_ranges
 
     def ranges(store: object, path: str, *, starts: list[int], ends: list[int]) -> object:
@@ -398,18 +401,18 @@ def test_large_chunks_come_in_pieces(
         return get_ranges(store, path, starts=starts, ends=ends)
 
     monkeypatch.setattr(obstore, "get_ranges", ranges)
-    monkeypatch.setattr(remote.Remote, "_piece", lambda s, p, a, b: asked.append(b - a) or piece(s, p, a, b))
+    monkeypatch.setattr(client.Remote, "_piece", lambda s, p, a, b: asked.append(b - a) or piece(s, p, a, b))
     assert content(bucket) == content(source)
     far = featstore.open(bucket)
     assert [far.frames("mimi", id).tobytes() for id in far.ids] == content(source)["mimi"]
     assert max(asked) <= 700
     asked.clear()
-    remote.pull(bucket, tmp_path / "copy")
+    transfer.pull(bucket, tmp_path / "copy")
     assert max(asked) == 700
 
 
 def test_messages_and_runs_name_the_address(source: Path, bucket: str, tmp_path: Path) -> None:
-    remote.push(source, bucket)
+    transfer.push(source, bucket)
     far = featstore.open(bucket)
     for action in (lambda: far.utterance("nobody"), lambda: far.index("nothing")):
         with pytest.raises(KeyError, match=bucket):
@@ -421,41 +424,41 @@ def test_messages_and_runs_name_the_address(source: Path, bucket: str, tmp_path:
 
 
 def test_one_pull_at_a_time(source: Path, bucket: str, tmp_path: Path) -> None:
-    remote.push(source, bucket)
+    transfer.push(source, bucket)
     refused: list[str] = []
 
     def progress(done: int, of: int) -> None:
         with pytest.raises(StoreError) as caught:
-            remote.pull(bucket, tmp_path / "copy")
+            transfer.pull(bucket, tmp_path / "copy")
         refused.append(str(caught.value))
 
-    remote.pull(bucket, tmp_path / "copy", progress=progress)  # the first into nothing
+    transfer.pull(bucket, tmp_path / "copy", progress=progress)  # the first into nothing
     assert refused and all("something else is writing to it" in line for line in refused)
-    with layout.hold(tmp_path / "copy"), pytest.raises(StoreError, match="something else is writing to it"):
-        remote.pull(bucket, tmp_path / "copy")
+    with lock.hold(tmp_path / "copy"), pytest.raises(StoreError, match="something else is writing to it"):
+        transfer.pull(bucket, tmp_path / "copy")
     assert content(tmp_path / "copy") == content(source)
 
 
 def test_an_interrupted_pull_ends_what_is_under_way(
     source: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remote.push(source, bucket)
-    used: list[remote.Remote] = []
-    download = remote.Remote.download
+    transfer.push(source, bucket)
+    used: list[client.Remote] = []
+    download = client.Remote.download
     with monkeypatch.context() as patch:
-        patch.setattr(remote.Remote, "download", lambda self, *a: used.append(self) or download(self, *a))
-        patch.setattr(remote, "check_part", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(client.Remote, "download", lambda self, *a: used.append(self) or download(self, *a))
+        patch.setattr(transfer, "check_part", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         result = CliRunner().invoke(app, ["pull", bucket, str(tmp_path / "copy")])
     assert result.exit_code == 130
     assert result.stderr == "interrupted: what was finished stays; the same command goes on\n"
     with pytest.raises(StoreError, match="stopped"):  # a thread that is inside a piece
         used[0]._piece("features.zarr/zarr.json", 0, 9)
-    remote.pull(bucket, tmp_path / "copy")
+    transfer.pull(bucket, tmp_path / "copy")
     assert content(tmp_path / "copy") == content(source)
 
 
 def test_a_far_store_pickles_and_says_when_it_was_forked(source: Path, bucket: str) -> None:
-    remote.push(source, bucket)
+    transfer.push(source, bucket)
     far = featstore.open(bucket)
     id = far.ids[0]
     expected = far.frames("mimi", id)
@@ -468,15 +471,15 @@ def test_a_far_store_pickles_and_says_when_it_was_forked(source: Path, bucket: s
 def test_crops_are_fetched_once_and_kept_within_the_limit(
     source: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remote.push(source, bucket)
+    transfer.push(source, bucket)
     near = featstore.open(source)
     monkeypatch.setattr(remote_store, "BLOCK_BYTES", 512)
     monkeypatch.setattr(remote_store.Blocks.read, "__defaults__", (512, lambda data: None))
     far = featstore.open(bucket, cache_bytes=4096)
     fetched: list[int] = []
-    ranges = remote.Remote.ranges
+    ranges = client.Remote.ranges
     monkeypatch.setattr(
-        remote.Remote,
+        client.Remote,
         "ranges",
         lambda self, path, a, b: ("/c/" in path and fetched.append(len(a))) or ranges(self, path, a, b),
     )
@@ -502,8 +505,8 @@ def test_a_bad_line_changes_nothing(
 ) -> None:
     faults = Faults(server, seed, share=0.25)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{faults.server_port}")
-    remote.push(source, bucket)
-    remote.pull(bucket, tmp_path / "copy")
+    transfer.push(source, bucket)
+    transfer.pull(bucket, tmp_path / "copy")
     assert content(tmp_path / "copy") == content(bucket) == content(source)
     assert {"500", "reset", "cut", "slow"} <= set(faults.done)
     faults.close()
@@ -512,13 +515,13 @@ def test_a_bad_line_changes_nothing(
 def test_a_dead_line_is_one_clear_error(
     source: Path, bucket: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "RETRIES", 1)
-    monkeypatch.setattr(remote, "ATTEMPTS", 2)
-    remote.push(source, bucket)
+    monkeypatch.setattr(client, "RETRIES", 1)
+    monkeypatch.setattr(client, "ATTEMPTS", 2)
+    transfer.push(source, bucket)
     faults = Faults(server, 0, share=1.1)
     faults.fault = lambda: "500"  # type: ignore[method-assign]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{faults.server_port}")
-    for action in (lambda: remote.pull(bucket, tmp_path / "copy"), lambda: featstore.open(bucket)):
+    for action in (lambda: transfer.pull(bucket, tmp_path / "copy"), lambda: featstore.open(bucket)):
         with pytest.raises(StoreError, match=r"given up after 2 attempts") as caught:
             action()
         assert "\n" not in str(caught.value)
@@ -542,7 +545,7 @@ def test_a_refused_listing_is_told_at_once(bucket: str, server: str, monkeypatch
 @pytest.mark.parametrize("direction", ["push", "pull"])
 def test_killed_and_resumed(direction: str, source: Path, bucket: str, server: str, tmp_path: Path) -> None:
     if direction == "pull":
-        remote.push(source, bucket)
+        transfer.push(source, bucket)
     faults = Faults(server, 1, share=0.0)
     asked: list[None] = []
     faults.fault = lambda: asked.append(time.sleep(0.01)) or ""  # type: ignore[func-returns-value, method-assign]
@@ -573,33 +576,33 @@ def test_killed_and_resumed(direction: str, source: Path, bucket: str, server: s
             break
     assert process.returncode == 0 and killed >= 1
     if direction == "push":
-        remote.pull(bucket, tmp_path / "copy")
+        transfer.pull(bucket, tmp_path / "copy")
     assert content(tmp_path / "copy") == content(source)
     faults.close()
 
 
 def test_over_plain_http(source: Path, bucket: str, server: str, tmp_path: Path) -> None:
     """Any web server that knows ranges will do; here it is the S3 server again, without signatures."""
-    remote.push(source, bucket)
+    transfer.push(source, bucket)
     url = f"http://{server}/{bucket.removeprefix('s3://')}"
-    remote.pull(url, tmp_path / "copy")
+    transfer.pull(url, tmp_path / "copy")
     assert content(tmp_path / "copy") == content(url) == content(source)
     with pytest.raises(StoreError, match="a web server takes no files"):
-        remote.push(source, url)
+        transfer.push(source, url)
     with pytest.raises(StoreError, match=r"listing\.json: not there; a web server's store needs the listing\.json"):
         featstore.open(f"{url}/nothing")
 
 
 def test_a_listing_cannot_name_files_elsewhere(source: Path, bucket: str, server: str, tmp_path: Path) -> None:
-    remote.push(source, bucket)
+    transfer.push(source, bucket)
     url = f"http://{server}/{bucket.removeprefix('s3://')}"
     for path, size in (("index/../../x", 1), ("index/mimi/a\n", 1), ("index/mimi/a", -1), ("index/mimi/a", "1")):
         listing = json.dumps({"files": {"features.zarr/zarr.json": 50, path: size}}).encode()
-        remote.Remote(bucket).upload("listing.json", listing)
+        client.Remote(bucket).upload("listing.json", listing)
         with pytest.raises(StoreError, match="is no file of a store"):
-            remote.pull(url, tmp_path / "copy")
+            transfer.pull(url, tmp_path / "copy")
     for listing in (b"[]", b"{", b'{"files": 3}'):
-        remote.Remote(bucket).upload("listing.json", listing)
+        client.Remote(bucket).upload("listing.json", listing)
         with pytest.raises(StoreError, match="not a listing"):
             featstore.open(url)
     assert not (tmp_path / "copy").exists()
@@ -610,7 +613,7 @@ def test_nginx_serves_a_pushed_folder(source: Path, tmp_path: Path, monkeypatch:
     if nginx is None:
         pytest.skip("nginx is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    remote.push(source, f"file://{tmp_path / 'www' / 'store'}")
+    transfer.push(source, f"file://{tmp_path / 'www' / 'store'}")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -630,7 +633,7 @@ def test_nginx_serves_a_pushed_folder(source: Path, tmp_path: Path, monkeypatch:
                     break
             time.sleep(0.05)
         url = f"http://127.0.0.1:{port}/store"
-        remote.pull(url, tmp_path / "copy")
+        transfer.pull(url, tmp_path / "copy")
         assert content(tmp_path / "copy") == content(url) == content(source)
         faults = Faults(f"127.0.0.1:{port}", 5, share=0.3)
         assert content(f"http://127.0.0.1:{faults.server_port}/store") == content(source)

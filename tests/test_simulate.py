@@ -14,11 +14,11 @@ import pytest
 import soundfile
 from pyannote.core import Annotation, Segment
 
-from featstore.audio_out import write_audio
-from featstore.manifest import read_manifest
-from featstore.recipe import Recipe, read_recipe
-from featstore.session import _conversation, _Source, speech_and_overlap_s, speech_segments_s
-from featstore.simulate import simulate
+from featstore.corpora.manifest import read_manifest
+from featstore.simulation.audio_out import write_audio
+from featstore.simulation.recipe import Recipe, read_recipe
+from featstore.simulation.session import _conversation, _Source, speech_and_overlap_s, speech_segments_s
+from featstore.simulation.simulate import simulate
 from featstore.types import Turn, Utterance
 
 RATE = 8_000

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import featstore
 from featstore import FeatureSpec, Turn, Utterance
-from featstore.index import Ids
+from featstore.store.ids import Ids
 
 
 def spec(name: str = "mimi", dim: int = 8, sha: str = "a" * 64, **settings: object) -> FeatureSpec:
@@ -52,7 +52,7 @@ def test_reads_back_every_frame_and_any_crop(tmp_path: Path) -> None:
 
 
 def test_a_crop_across_chunks_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featstore.commit.CHUNK_BYTES", 7 * 16)  # 7 rows a chunk
+    monkeypatch.setattr("featstore.store.commit.CHUNK_BYTES", 7 * 16)  # 7 rows a chunk
     data = fill(tmp_path / "s", count=6)
     store = featstore.open(tmp_path / "s", verify=True)
     assert len(list((tmp_path / "s").glob("features.zarr/mimi/*/frames/c/*"))) > 5
@@ -203,7 +203,7 @@ def test_damage_never_reads_as_data(tmp_path: Path) -> None:
 
 def test_a_full_disk_loses_nothing_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = fill(tmp_path / "s")
-    real, calls = featstore.layout.sync, []
+    real, calls = featstore.files.sync, []
 
     def full(path: Path) -> None:
         calls.append(path)
@@ -211,7 +211,7 @@ def test_a_full_disk_loses_nothing_committed(tmp_path: Path, monkeypatch: pytest
             raise OSError(28, "No space left on device")
         real(path)
 
-    monkeypatch.setattr("featstore.layout.sync", full)
+    monkeypatch.setattr("featstore.files.sync", full)
     with pytest.raises(OSError, match="No space"), featstore.writer(tmp_path / "s", spec()) as w:
         w.add(utterance("late"), np.ones((5, 8)))
         w.commit()

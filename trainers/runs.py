@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from featstore import FeatureSpec, Store
-from featstore.layout import write_atomically
+from featstore.files import write_atomically
 from trainers.config import FitConfig
 
 # What may change between a run and its resumption without making it another run.

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featstore import Store, audio
+from featstore import Store
+from featstore.corpora import audio
 from trainers.config import ConfigError, FitConfig
 from trainers.data import Batch, Crop, label_batch, prefetched
 from trainers.models import Adapter

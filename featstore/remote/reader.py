@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore import layout
-from featstore.integrity import read_seal
-from featstore.layout import StoreError
-from featstore.part import Part, check_chunk
-from featstore.remote import TRANSFERS, Remote, committed, remote_specs
-from featstore.store import Store
+from featstore.files import write_atomically
+from featstore.remote.client import TRANSFERS, Remote
+from featstore.remote.transfer import committed, remote_specs
+from featstore.store import layout, metadata
+from featstore.store.layout import StoreError
+from featstore.store.metadata import read_seal
+from featstore.store.part import Part, check_chunk
+from featstore.store.reader import Store
 from featstore.types import FeatureSpec
 
 #: Bytes fetched at a time: a 90 s crop of Mimi's frames is a little more than one.
@@ -51,7 +53,7 @@ def open_remote(url: str, *, verify: bool = False, cache: Path | None = None, ca
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whowhen"
         cache = base / hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
     for spec in specs.values():
-        layout.create(cache, spec)
+        metadata.create(cache, spec)
     parts = committed(files)
     for feature, names in parts.items():
         for index in layout.index_dir(cache, feature).glob("*.parquet"):
@@ -81,7 +83,7 @@ def _fetch_tables(remote: Remote, files: dict[str, int], cache: Path, feature: s
         data = remote.read(path, files.get(path, 0))
         if hashlib.sha256(data).hexdigest() != expected.get(kind):
             raise StoreError(f"{remote.url}/{path}: not the file that was committed")
-        layout.write_atomically(cache / path, data)
+        write_atomically(cache / path, data)
 
 
 class Blocks:

@@ -20,9 +20,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featstore.commit import writer
-from featstore.layout import StoreError
-from featstore.store import Store, open_store, store_utterances
+from featstore.store.layout import StoreError
+from featstore.store.reader import Store, store_utterances
+from featstore.store.writer import writer
 from featstore.types import FeatureSpec, Turn, Utterance
 
 VERSION = 1
@@ -45,7 +45,7 @@ def export_hdf5(
     target = Path(path)
     if target.exists():
         raise ValueError(f"{target}: exists already; choose another name or remove it")
-    source = open_store(store, verify=True)
+    source = Store(Path(store), verify=True)
     partial = target.with_name(target.name + ".partial")
     of = sum(len(source.index(name).rows) for name in source.features)
     try:

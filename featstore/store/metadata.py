@@ -1,72 +1,27 @@
-"""Where everything lies inside a store, and how its metadata is written and checked.
-
-docs/store-format.md describes the same in prose, for readers in other languages.
-"""
+"""A store's zarr.json files: what they say, how they are checked, and how a store begins."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import pyarrow as pa
-
+from featstore.files import sync, write_once
+from featstore.store.layout import (
+    VERSION,
+    FingerprintMismatch,
+    StoreError,
+    committed,
+    feature_dir,
+    group_dir,
+    index_dir,
+    utterances_dir,
+)
 from featstore.types import FeatureSpec
 
-VERSION = 1
-INDEX_SCHEMA = pa.schema([("id", pa.string()), ("first_frame", pa.int64()), ("num_frames", pa.int64())])
-UTTERANCE_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("recording", pa.string()),
-        ("speaker", pa.string()),
-        ("split", pa.string()),
-        ("duration", pa.float64()),
-        ("turns", pa.list_(pa.struct([("start", pa.float64()), ("end", pa.float64()), ("speaker", pa.string())]))),
-        ("source", pa.string()),
-        ("start", pa.float64()),
-    ]
-)
-ARRAYS = ("frames", "mean", "std")
-#: Each chunk file ends with its CRC32C.
-CRC_BYTES = 4
 #: zarr.json files are a few kB; more is not ours and is not read.
 MAX_JSON_BYTES = 1 << 20
-
-
-class StoreError(ValueError):
-    """A store cannot be opened, read or written as asked; the text says why and what to do."""
-
-
-class FingerprintMismatch(StoreError):
-    """Two different features under one name."""
-
-
-def group_dir(store: Path) -> Path:
-    return store / "features.zarr"
-
-
-def feature_dir(store: Path, feature: str) -> Path:
-    return group_dir(store) / feature
-
-
-def index_dir(store: Path, feature: str) -> Path:
-    return store / "index" / feature
-
-
-def committed(store: Path, feature: str) -> list[str]:
-    """Names of a feature's parts: what its index names."""
-    return sorted(p.stem for p in index_dir(store, feature).glob("[!.]*.parquet"))
-
-
-def utterances_dir(store: Path) -> Path:
-    return store / "utterances"
 
 
 def canonical(data: Any) -> bytes:
@@ -179,12 +134,12 @@ def create(store: Path, spec: FeatureSpec) -> None:
     """
     for folder in (feature_dir(store, spec.name), index_dir(store, spec.name), utterances_dir(store)):
         folder.mkdir(parents=True, exist_ok=True)
-    _write_once(group_dir(store) / "zarr.json", group_json({"whowhen_store": VERSION}))
+    write_once(group_dir(store) / "zarr.json", group_json({"whowhen_store": VERSION}))
     check_version(store)
     group = feature_dir(store, spec.name) / "zarr.json"
     if not group.exists():
         _check_seals(store, spec)
-    _write_once(group, group_json({"spec": spec.to_json(), "fingerprint": spec.fingerprint}))
+    write_once(group, group_json({"spec": spec.to_json(), "fingerprint": spec.fingerprint}))
     # Whoever made them may have been killed before syncing: a commit is worth as much as every folder above it.
     for folder in (index_dir(store, spec.name), index_dir(store, spec.name).parent, utterances_dir(store)):
         sync(folder)
@@ -222,79 +177,3 @@ def _difference(there: FeatureSpec, here: FeatureSpec) -> str:
 
 
 _MIX = "; appending would mix two models. Extract into a new store."
-
-
-@contextmanager
-def hold(store: Path, *, alone: bool = False) -> Iterator[None]:
-    """Be at work in a store: any number of writers at once, or `alone`, to remove parts, nobody else.
-
-    An advisory lock on the root's zarr.json, which never changes; it ends with the process, however that ends. Where the
-    disk has no locks nobody is kept out.
-
-    Raises
-    ------
-    StoreError : somebody is at work whom this would disturb, or who would disturb this.
-    """
-    with ExitStack() as opened:
-        try:
-            # Over NFS an exclusive lock needs a file that is open for writing.
-            file = opened.enter_context(open(group_dir(store) / "zarr.json", "r+b"))
-        except OSError as error:  # whoever may not write here disturbs nobody
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-        else:
-            _lock(file, store, alone)
-        yield
-
-
-def _lock(file: BinaryIO, store: Path, alone: bool) -> None:
-    try:
-        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        who = "something else is writing to it or repairing it" if alone else "it is being repaired or compacted"
-        raise StoreError(f"{store}: {who}; run this again when that is through") from None
-    except OSError:  # this disk has no locks
-        pass
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
-    try:
-        _write_synced(temporary, data)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    sync(path.parent)
-
-
-def _write_once(path: Path, data: bytes) -> None:
-    """Like `write_atomically`, but the first writer wins (a link, unlike a rename, refuses to replace); `create` syncs the folders."""
-    if path.exists():
-        return
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
-    try:
-        _write_synced(temporary, data)
-        with suppress(FileExistsError):
-            os.link(temporary, path)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(path: Path) -> None:
-    """fsync a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

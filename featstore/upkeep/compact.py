@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from featstore import layout
-from featstore.commit import commit_part
-from featstore.index import Index, read_table
-from featstore.integrity import Report, check_part
-from featstore.layout import StoreError
-from featstore.store import Store, open_store, utterance_from_row
+from featstore import files
+from featstore.store import layout, lock, metadata
+from featstore.store.commit import commit_part
+from featstore.store.index import Index
+from featstore.store.layout import StoreError
+from featstore.store.reader import Store
+from featstore.store.tables import read_table, utterance_from_row
+from featstore.upkeep.verify import Report, check_part
 
 #: Parts are merged until one holds this much. 16 TB of frames are then 32,000 parts.
 MERGED_BYTES = 512 << 20
@@ -53,21 +55,21 @@ def compact(
     OSError : no space, no permission.
     """
     path = Path(path)
-    layout.check_version(path)
-    with layout.hold(path, alone=True):
-        store = open_store(path)
+    metadata.check_version(path)
+    with lock.hold(path, alone=True):
+        store = Store(path)
         done = Compaction(sum(len(store.index(name).part_names) for name in store.features))
         seen = 0
         for name in store.features:
             if _drop_doubled(store.path, store.index(name)):
-                store = open_store(path)
+                store = Store(path)
             index = store.index(name)
             for group in _groups(index, part_bytes):
                 if len(group) > 1:
                     _merge(store, index, group)
                 seen += len(group)
                 progress(seen, done.parts_before)
-            done.parts_after += len(open_store(path).index(name).part_names)
+            done.parts_after += len(Store(path).index(name).part_names)
     progress(done.parts_before, done.parts_before)
     return done
 
@@ -147,4 +149,4 @@ def remove_part(store: Path, feature: str, part: str) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-        layout.sync(path.parent)
+        files.sync(path.parent)

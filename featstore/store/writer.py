@@ -1,17 +1,13 @@
 """Writing a store: utterances gather in memory and are committed part by part.
 
-A part is written, synced, and only then named in the index: the rename of its index table is the commit.
 A kill at any moment loses what was not committed yet and nothing else.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import time
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from os import PathLike
@@ -19,22 +15,21 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import zarr
 from numpy.typing import ArrayLike, NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec
 
-from featstore import layout
-from featstore.store import Store
+from featstore.store import layout, lock, metadata
+from featstore.store.commit import commit_part
+from featstore.store.reader import Store
 from featstore.types import FeatureSpec, Utterance
 
 #: A part is committed when it holds this much …
 PART_BYTES = 256 << 20
+
+
 #: … or when its first utterance has waited this long: what a kill can cost.
 PART_SECONDS = 30.0
-#: Rows of a chunk never pass this many bytes (one 85-minute meeting in float16 is 65 MB).
-CHUNK_BYTES = 128 << 20
+
+
 #: What one id must mean in every feature of a store.
 FACTS = ("recording", "speaker", "split", "turns")
 
@@ -60,9 +55,9 @@ class Writer:
     def __init__(
         self, path: Path, spec: FeatureSpec, part_bytes: int = PART_BYTES, part_seconds: float = PART_SECONDS
     ) -> None:
-        layout.create(path, spec)
+        metadata.create(path, spec)
         with ExitStack() as held:
-            held.enter_context(layout.hold(path))
+            held.enter_context(lock.hold(path))
             #: The store as it was when this was opened.
             self.store = Store(path)
             self._there = self.store.index(spec.name).rows
@@ -171,130 +166,3 @@ class Writer:
             # Also where only the last sync failed: once the index names it, it must not be written again.
             if (layout.index_dir(self.path, self.spec.name) / f"{part}.parquet").exists():
                 self._clear()
-
-
-def commit_part(
-    store: Path, spec: FeatureSpec, part: str, utterances: Sequence[Utterance], frames: Sequence[NDArray]
-) -> None:
-    """Write one part and commit it: after this, and never before, readers see it.
-
-    Parameters
-    ----------
-    frames : of each utterance, (frames, dim) in the feature's dtype.
-
-    Raises
-    ------
-    OSError : no space, no permission, …; the part is removed again.
-    """
-    folder = layout.feature_dir(store, spec.name) / part
-    facts_path = layout.utterances_dir(store) / f"{part}.parquet"
-    index_path = layout.index_dir(store, spec.name) / f"{part}.parquet"
-    try:
-        index, facts, seal = _write_part(folder, spec, utterances, frames)
-        layout.write_atomically(facts_path, facts)
-        layout.write_atomically(folder / "zarr.json", seal)
-        for root, _, files in os.walk(folder):
-            for name in files:
-                layout.sync(Path(root, name))
-            layout.sync(Path(root))
-        layout.sync(folder.parent)
-        layout.write_atomically(index_path, index)
-    except BaseException:
-        if not index_path.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            facts_path.unlink(missing_ok=True)
-        raise
-
-
-def _write_part(
-    folder: Path, spec: FeatureSpec, utterances: Sequence[Utterance], frames: Sequence[NDArray]
-) -> tuple[bytes, bytes, bytes]:
-    num = np.array([len(f) for f in frames], dtype=np.int64)
-    mean, std = pool(frames)
-    chunks = _write_array(folder, "frames", frames, CHUNK_BYTES)
-    chunks |= _write_array(folder, "mean", [mean]) | _write_array(folder, "std", [std])
-    index = parquet_bytes(pa.table([[u.id for u in utterances], np.cumsum(num) - num, num], schema=layout.INDEX_SCHEMA))
-    facts = parquet_bytes(utterance_table(utterances))
-    attributes = {
-        "fingerprint": spec.fingerprint,
-        "chunk_crc32c": chunks,
-        "sha256": {
-            "index": hashlib.sha256(index).hexdigest(),
-            "utterances": hashlib.sha256(facts).hexdigest(),
-            **{n: hashlib.sha256((folder / n / "zarr.json").read_bytes()).hexdigest() for n in layout.ARRAYS},
-        },
-    }
-    return index, facts, layout.group_json(layout.sealed(attributes))
-
-
-def pool(frames: Sequence[NDArray]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and standard deviation over each utterance's frames, each (utterances, dim); sums in float64."""
-    mean = np.empty((len(frames), frames[0].shape[1]), dtype="<f4")
-    std = np.empty_like(mean)
-    for row, own in enumerate(frames):
-        wide = own.astype(np.float64)
-        mean[row], std[row] = wide.mean(0), wide.std(0)
-    return mean, std
-
-
-def _write_array(folder: Path, name: str, pieces: Sequence[NDArray], chunk_bytes: int | None = None) -> dict[str, int]:
-    """Write a Zarr array of as few equal chunks as fit, a chunk at a time; returns their CRC32C by path in the part."""
-    rows, first = sum(len(piece) for piece in pieces), pieces[0]
-    row_bytes = first.dtype.itemsize * first.shape[1]
-    count = -(-rows * row_bytes // chunk_bytes) if chunk_bytes else 1
-    chunk_rows = -(-rows // count)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        array = zarr.create_array(
-            store=str(folder),
-            name=name,
-            shape=(rows, first.shape[1]),
-            chunks=(chunk_rows, first.shape[1]),
-            dtype=first.dtype,
-            serializer=BytesCodec(endian="little"),
-            filters=None,
-            compressors=Crc32cCodec(),
-            fill_value=0,
-            config={"write_empty_chunks": True},
-        )
-    crcs = {}
-    ends = np.cumsum([len(piece) for piece in pieces])
-    for i, start in enumerate(range(0, rows, chunk_rows)):
-        stop = min(start + chunk_rows, rows)
-        some = range(int(np.searchsorted(ends, start, side="right")), int(np.searchsorted(ends, stop)) + 1)
-        begins = [int(ends[k]) - len(pieces[k]) for k in some]
-        array[start:stop] = np.concatenate(
-            [pieces[k][max(start - b, 0) : stop - b] for k, b in zip(some, begins, strict=True)]
-        )
-        key = f"{name}/c/{i}/0"
-        with open(folder / key, "rb") as file:
-            file.seek(-layout.CRC_BYTES, os.SEEK_END)
-            crcs[key] = int.from_bytes(file.read(), "little")
-    return crcs
-
-
-def utterance_table(utterances: Iterable[Utterance]) -> pa.Table:
-    """Utterances as the store's table."""
-    rows = [
-        {
-            "id": u.id,
-            "recording": u.recording,
-            "speaker": u.speaker,
-            "split": u.split,
-            "duration": u.duration_s,
-            "turns": [{"start": t.start_s, "end": t.end_s, "speaker": t.speaker} for t in u.turns],
-            "source": u.audio,
-            "start": u.start_s,
-        }
-        for u in utterances
-    ]
-    return pa.Table.from_pylist(rows, schema=layout.UTTERANCE_SCHEMA)
-
-
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as the bytes of a Parquet file."""
-    sink = pa.BufferOutputStream()
-    # Ids differ from row to row: without a dictionary they are read three times as fast.
-    repeating = [name for name in table.schema.names if name not in ("id", "first_frame", "turns")]
-    pq.write_table(table, sink, compression="zstd", use_dictionary=[*repeating, "turns.list.element.speaker"])
-    return sink.getvalue().to_pybytes()

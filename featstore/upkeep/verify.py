@@ -15,13 +15,16 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from featstore import failures, layout
-from featstore.index import read_rows, read_table
-from featstore.layout import StoreError, read_seal
-from featstore.part import check_chunk
+from featstore import files
+from featstore.store import failures, layout, lock, metadata
+from featstore.store.index import read_rows
+from featstore.store.layout import StoreError
+from featstore.store.metadata import read_seal
+from featstore.store.part import check_chunk
+from featstore.store.tables import read_table
 from featstore.types import FeatureSpec
 
-#: Names that `commit.Writer` and `compact` give to parts.
+#: Names that `writer.Writer` and `compact` give to parts.
 _OWN_NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}-\d{5,}(-m[0-9a-f]{8})*")
 #: Errors that lie with the file. Any other, such as no permission or too many open files, says nothing about its bytes.
 _DAMAGE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)}
@@ -95,7 +98,7 @@ def verify(
         return _verify(store, root, progress, alone=False)
     if root and not (layout.group_dir(store) / "zarr.json").is_file():
         _repair(store, root)  # the lock lies on it
-    with layout.hold(store, alone=True):
+    with lock.hold(store, alone=True):
         report = _verify(store, root, progress, alone=True)
         # The root last: a new one is not locked.
         report.repaired = [f for f in reversed(report.findings) if _repair(store, f)]
@@ -145,7 +148,7 @@ def _look_again(store: Path, finding: Finding, known: dict[str, Any], report: Re
 
 def _somebody_writes(store: Path) -> bool:
     try:
-        with layout.hold(store, alone=True):
+        with lock.hold(store, alone=True):
             return False
     except StoreError:
         return True
@@ -171,9 +174,9 @@ def _committed(store: Path, part: str) -> bool:
 
 def _check_root(store: Path) -> Finding | None:
     """The root's zarr.json holds nothing that is not known: where a store is around it, it can be written again."""
-    path, whole = layout.group_dir(store) / "zarr.json", layout.group_json({"whowhen_store": layout.VERSION})
+    path, whole = layout.group_dir(store) / "zarr.json", metadata.group_json({"whowhen_store": layout.VERSION})
     try:
-        layout.check_version(store)
+        metadata.check_version(store)
         if path.read_bytes() == whole:
             return None
         problem = f"{path}: edited"
@@ -196,8 +199,8 @@ def _check_spec(store: Path, feature: str) -> tuple[FeatureSpec | None, StoreErr
     if not path.exists() and not layout.committed(store, feature):
         return None, None  # folders of an extraction stopped before it wrote the spec are nobody's loss
     try:
-        spec = layout.read_spec(store, feature)
-        if path.read_bytes() != layout.group_json({"spec": spec.to_json(), "fingerprint": spec.fingerprint}):
+        spec = metadata.read_spec(store, feature)
+        if path.read_bytes() != metadata.group_json({"spec": spec.to_json(), "fingerprint": spec.fingerprint}):
             raise StoreError(f"{path}: edited")
         return spec, None
     except StoreError as error:
@@ -390,7 +393,7 @@ def _repair(store: Path, finding: Finding) -> bool:
             if path.is_dir():
                 _move(store, path)
             path.parent.mkdir(exist_ok=True)
-            layout.write_atomically(path, layout.group_json({"whowhen_store": layout.VERSION}))
+            files.write_atomically(path, metadata.group_json({"whowhen_store": layout.VERSION}))
         elif not os.path.lexists(path):
             continue
         elif finding.remedy == "move":
@@ -399,7 +402,7 @@ def _repair(store: Path, finding: Finding) -> bool:
             shutil.rmtree(path)
         else:
             path.unlink()
-        layout.sync(path.parent)
+        files.sync(path.parent)
     return True
 
 
@@ -413,7 +416,7 @@ def _move(store: Path, path: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = target.parent
     while folder != store.parent:
-        layout.sync(folder)
+        files.sync(folder)
         folder = folder.parent
     os.replace(path, target)
-    layout.sync(target.parent)
+    files.sync(target.parent)

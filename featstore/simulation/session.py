@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore import audio
-from featstore.recipe import Recipe
+from featstore.corpora import audio
+from featstore.simulation.recipe import Recipe
 from featstore.types import Turn, Utterance
 
 _STEP_S = 0.01  # of the energy detector

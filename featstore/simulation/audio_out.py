@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from featstore.layout import write_atomically
+from featstore.files import write_atomically
 
 _OPUS_LEVEL = 0.975  # libsndfile's scale of 0 to 1: 12 kbit/s, at which Opus codes speech up to 8 kHz
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from featstore import failures
-from featstore.extract import Pipeline, Result, unfinished, usual_batch_s
 from featstore.extractors import Extractor, ExtractorError
-from featstore.store import Store
+from featstore.jobs.extract import Pipeline, Result, unfinished, usual_batch_s
+from featstore.store import failures
+from featstore.store.reader import Store
 from featstore.types import FeatureSpec, Utterance
 
 Batch = list[Utterance]

@@ -113,7 +113,7 @@ def read_recipe(path_or_name: str | os.PathLike[str]) -> Recipe:
     """
     path = Path(path_or_name)
     if path.suffix != ".toml" and not path.is_file():
-        own = Path(__file__).resolve().parents[1] / "data_manifests" / "recipes"
+        own = Path(__file__).resolve().parents[2] / "data_manifests" / "recipes"
         path = own / f"{path_or_name}.toml"
         if not path.is_file():
             known = ", ".join(sorted(found.stem for found in own.glob("*.toml"))) or "none installed"

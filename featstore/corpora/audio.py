@@ -102,7 +102,7 @@ def _twice(name: str, read: Callable[[], T]) -> T:
 
 def _open(name: str) -> sf.SoundFile:
     if name.startswith("datasets:"):
-        from featstore.hf import audio_bytes
+        from featstore.corpora.hf import audio_bytes
 
         return _decoder(io.BytesIO(audio_bytes(name)), name)
     path = Path(name)

@@ -14,8 +14,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from featstore import layout
-from featstore.store import Store
+from featstore import files
+from featstore.store.reader import Store
 from featstore.types import Utterance
 
 Entry = dict[str, str]
@@ -83,7 +83,7 @@ def _write(store: Path, entries: list[Entry]) -> None:
     _folder(store).mkdir(exist_ok=True)
     # Unique without asking anyone: time first, so that names sort in the order of writing.
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{os.urandom(4).hex()}.jsonl"
-    layout.write_atomically(_folder(store) / name, _lines(entries))
+    files.write_atomically(_folder(store) / name, _lines(entries))
 
 
 def _lines(entries: list[Entry]) -> bytes:

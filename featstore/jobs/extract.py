@@ -25,11 +25,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from featstore import audio, failures
-from featstore.commit import FACTS, utterance_table, writer
+from featstore.corpora import audio
 from featstore.extractors import Extractor
-from featstore.layout import StoreError
-from featstore.store import Store
+from featstore.store import failures
+from featstore.store.layout import StoreError
+from featstore.store.reader import Store
+from featstore.store.tables import utterance_table
+from featstore.store.writer import FACTS, writer
 from featstore.types import Utterance
 
 #: Seconds of audio (padding counted) that go through an encoder at once, by device, unless it has a `batch_s` of its

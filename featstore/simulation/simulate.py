@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from featstore.audio_out import write_audio
-from featstore.layout import write_atomically
-from featstore.manifest import check_disjoint
-from featstore.recipe import SAFE_NAME, Recipe, is_count, read_recipe
-from featstore.rttm import read_rttm, write_rttm
-from featstore.session import make_session, speech_and_overlap_s
+from featstore.corpora.manifest import check_disjoint
+from featstore.corpora.rttm import read_rttm, write_rttm
+from featstore.files import write_atomically
+from featstore.simulation.audio_out import write_audio
+from featstore.simulation.recipe import SAFE_NAME, Recipe, is_count, read_recipe
+from featstore.simulation.session import make_session, speech_and_overlap_s
 from featstore.types import Turn, Utterance
 
 __all__ = ["Recipe", "SimulationReport", "read_recipe", "simulate"]

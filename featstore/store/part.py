@@ -11,8 +11,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from featstore import layout
-from featstore.layout import StoreError
+from featstore.store import layout, metadata
+from featstore.store.layout import StoreError
 from featstore.types import FeatureSpec
 
 
@@ -67,7 +67,7 @@ class Part:
 
     def _read_chunk_rows(self, array: str, rows: int) -> int:
         path = self._folder / array / "zarr.json"
-        meta = layout.read_json(path)
+        meta = metadata.read_json(path)
         try:
             shape, chunk = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"]
         except (KeyError, TypeError):
@@ -106,7 +106,7 @@ class Part:
     @cached_property
     def _sealed(self) -> dict[str, int]:
         """CRC32C by chunk file, as the part was committed."""
-        return layout.read_seal(self._folder)["chunk_crc32c"]
+        return metadata.read_seal(self._folder)["chunk_crc32c"]
 
 
 def check_chunk(file: BinaryIO, path: Path, size: int, sealed: int | None) -> None:

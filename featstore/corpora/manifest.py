@@ -16,7 +16,7 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from featstore.rttm import read_rttm
+from featstore.corpora.rttm import read_rttm
 from featstore.types import Turn, Utterance
 
 #: Keys that say something to us; the first of a tuple that is there counts.
@@ -50,7 +50,7 @@ def read_manifest(
     if name.startswith("hf:") or Path(name).is_dir():
         if audio_root is not None:
             raise ValueError(f"{name}: an audio root bounds JSONL manifests only; a dataset brings its own audio")
-        from featstore.hf import read_dataset
+        from featstore.corpora.hf import read_dataset
 
         utterances = read_dataset(name)
     else:

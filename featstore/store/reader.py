@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from featstore import layout
-from featstore.index import Ids, Index, first_of_each, read_tables
-from featstore.part import Part
-from featstore.types import FeatureSpec, Turn, Utterance
-
-
-def open_store(
-    path: str | PathLike[str], *, verify: bool = False, cache: Path | None = None, cache_bytes: int | None = None
-) -> Store:
-    """Open a store for reading (also as ``featstore.open``).
-
-    Parameters
-    ----------
-    path : a folder, or the address that `featstore push` put a store at (``s3://…``, ``https://…``).
-    verify : check each chunk's CRC32C the first time it is touched; a wrong one raises StoreError.
-    cache, cache_bytes : of a store at an address only; see `featstore.remote_store.open_remote`.
-
-    Raises
-    ------
-    StoreError : not a store, another version, or metadata that was edited; at an address also: no answer.
-    """
-    from featstore.remote import as_url  # it needs this module
-
-    if url := as_url(path):
-        from featstore.remote_store import CACHE_BYTES, open_remote
-
-        return open_remote(url, verify=verify, cache=cache, cache_bytes=cache_bytes or CACHE_BYTES)
-    return Store(Path(path), verify=verify)
+from featstore.store import layout, metadata
+from featstore.store.ids import Ids, first_of_each
+from featstore.store.index import Index
+from featstore.store.part import Part
+from featstore.store.tables import read_tables, utterance_from_row
+from featstore.types import FeatureSpec, Utterance
 
 
 class Store:
@@ -58,7 +35,7 @@ class Store:
         make_part: Callable[[Path, FeatureSpec, int, int], Part] | None = None,
         address: str | None = None,
     ) -> None:
-        layout.check_version(path)
+        metadata.check_version(path)
         self.path = path
         #: Where it is, for messages and records; of a store at a distance `path` is only the copy of its tables.
         self.address = address or str(path)
@@ -67,7 +44,7 @@ class Store:
         names = {p.parent.name for p in group.glob("*/zarr.json")}
         names |= {p.name for p in (path / "index").glob("*") if p.name not in names and layout.committed(path, p.name)}
         #: FeatureSpec by name.
-        self.features: dict[str, FeatureSpec] = {name: layout.read_spec(path, name) for name in sorted(names)}
+        self.features: dict[str, FeatureSpec] = {name: metadata.read_spec(path, name) for name in sorted(names)}
         self._indexes: dict[str, Index] = {}
         self._make_part = make_part or partial(Part, verify=verify)
 
@@ -205,21 +182,6 @@ class Store:
             p = part[here[0]]
             out[here] = index.parts[p].pooled(statistic)[rows[here] - index.begin[p]]
         return out
-
-
-def utterance_from_row(facts: dict[str, Any]) -> Utterance:
-    """An Utterance from a row of the store's table."""
-    turns = tuple(Turn(t["start"], t["end"], t["speaker"]) for t in facts["turns"] or ())
-    return Utterance(
-        id=facts["id"],
-        audio=facts["source"],
-        start_s=facts["start"],
-        duration_s=facts["duration"],
-        recording=facts["recording"],
-        speaker=facts["speaker"],
-        split=facts["split"],
-        turns=turns,
-    )
 
 
 def store_utterances(store: Store) -> Iterable[Utterance]:

@@ -1,0 +1,1 @@
+"""The extraction: a manifest and an encoder in, a filled store out."""

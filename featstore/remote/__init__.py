@@ -1,0 +1,1 @@
+"""A store at a distance: in a bucket or behind a web server."""

@@ -1,0 +1,261 @@
+"""The files under an address: a bucket, a web server, or a folder that one serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from featstore.store.layout import StoreError
+
+T = TypeVar("T")
+
+
+LISTING = "listing.json"
+
+
+#: Files moved at once; pieces of a file that go out at once; and the bytes asked for at a time. Together with the
+#: time-out, a line of 0.3 MB/s is fast enough.
+TRANSFERS, UPLOADS, PIECE_BYTES = 4, 2, 8 << 20
+
+
+#: Bytes of a piece between two looks at whether to stop.
+_SIP_BYTES = 128 << 10
+
+
+#: Requests that fail with a server error, a reset or a time-out are repeated; so is what fails half-way, as a whole.
+RETRIES, RETRY_S, ATTEMPTS, TIMEOUT_S = 8, 300.0, 4, 120.0
+
+
+#: Where a cloud's own machines get their credentials, at Amazon, Google and Azure.
+_MACHINE_ROLE = "169.254.169.254"
+
+
+#: A listing names nine files a part, in 100 to 160 bytes each: 20,000 parts take at most 30 MB. JSON may take ten times
+#: its bytes in memory, and more than twice what we need is not ours.
+MAX_LISTING_BYTES = 64 << 20
+
+
+TOPS = ("features.zarr/", "index/", "utterances/")
+
+
+_SAFE = re.compile(r"[\w.+~ -]+(/[\w.+~ -]+)*")
+
+
+class Remote:
+    """The files under an address. Credentials, region and endpoint come from the usual variables (AWS_… and so on).
+
+    Parameters
+    ----------
+    make : make the folder of a ``file:///…`` address where it is not there.
+
+    Raises
+    ------
+    StoreError : obstore is not installed, or the address or a variable makes no sense.
+    """
+
+    def __init__(self, url: str, *, make: bool = False) -> None:
+        try:
+            import obstore
+            from obstore.store import HTTPStore, from_url
+        except ModuleNotFoundError:
+            raise StoreError(
+                f"{url}: needs obstore, which is not installed; where whowhen was cloned: pip install -e '.[remote]'"
+            ) from None
+        if found := re.search("[#?]", url):  # obstore drops what follows, so that two addresses would be one store
+            raise StoreError(f"{url}: an address cannot hold {found[0]!r}; choose another name")
+        self.url = url
+        self._obstore = obstore
+        self.web = url.startswith("http")
+        endpoints = _check_variables() if url.startswith("s3:") else []
+        #: Set to end what is under way.
+        self.stopped = False
+        self._pool = ThreadPoolExecutor(TRANSFERS)  # without threads until something large is read
+        settings: dict[str, Any] = {
+            "client_options": {
+                "allow_http": any(address.startswith("http://") for address in [url, *endpoints]),
+                "timeout": timedelta(seconds=TIMEOUT_S),
+            },
+            "retry_config": {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_S)},
+        }
+        try:
+            if url.startswith("file:"):
+                self._store = from_url(url, mkdir=make)
+            else:
+                # A plain web server whatever its name; obstore takes some names for a storage service.
+                self._store = (HTTPStore.from_url if self.web else from_url)(url, **settings)
+        except (obstore.exceptions.BaseError, ValueError, OSError) as error:
+            raise StoreError(f"{url}: not an address of a store: {first_line(error)}") from None
+
+    def __reduce__(self) -> tuple[type[Remote], tuple[str]]:
+        return type(self), (self.url,)
+
+    def _call(self, path: str, action: Callable[[], T]) -> T:
+        errors = self._obstore.exceptions
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return action()
+            except (FileNotFoundError, errors.NotFoundError):
+                raise StoreError(f"{self.url}/{path}: not there") from None
+            except (PermissionError, errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
+                raise StoreError(f"{self.url}/{path}: access refused ({first_line(error)})") from None
+            except (errors.BaseError, OSError) as error:
+                if _MACHINE_ROLE in str(error):  # asked where it found no keys; only a cloud's own machines answer
+                    raise StoreError(
+                        f"{self.url}: no credentials in the environment; s3:// needs AWS_ACCESS_KEY_ID and "
+                        "AWS_SECRET_ACCESS_KEY, and where it is not Amazon's AWS_ENDPOINT_URL"
+                    ) from None
+                if "NoSuchBucket" in str(error):
+                    raise StoreError(
+                        f"{self.url}: no such bucket there; make it first, or check AWS_ENDPOINT_URL"
+                    ) from None
+                if re.search(r"status code: 40[13]\b", str(error)):  # so a listing is refused
+                    raise StoreError(f"{self.url}/{path}: access refused ({first_line(error)})") from None
+                if attempt == ATTEMPTS or self.stopped:
+                    raise StoreError(
+                        f"{self.url}/{path}: given up after {attempt} attempts ({first_line(error)})"
+                    ) from None
+                time.sleep(0.2 * 2**attempt)
+            except BaseException as error:
+                if type(error).__name__ != "PanicException":  # obstore's, and no Exception
+                    raise
+                raise StoreError(
+                    f"{self.url}/{path}: obstore failed ({first_line(error)}); check the address and the AWS_… variables"
+                ) from None
+        raise AssertionError
+
+    def read(self, path: str, limit: int | None = None) -> bytes:
+        """A whole file.
+
+        Raises
+        ------
+        StoreError : not there, larger than `limit`, or not to be had after several attempts.
+        """
+
+        def get() -> bytes:
+            found = self._obstore.get(self._store, path)
+            if limit is not None and found.meta["size"] > limit:
+                raise StoreError(f"{self.url}/{path}: {found.meta['size']} bytes, expected at most {limit}; not read")
+            data = bytes(found.bytes())
+            if len(data) != found.meta["size"]:
+                raise OSError(f"{len(data)} of {found.meta['size']} bytes came")
+            return data
+
+        return self._call(path, get)
+
+    def ranges(self, path: str, starts: Sequence[int], ends: Sequence[int]) -> list[bytes]:
+        """Pieces ``start:end`` of a file, fetched side by side, at most PIECE_BYTES a request."""
+        if sum(ends) - sum(starts) > PIECE_BYTES:
+            spans = list(zip(starts, ends, strict=True))
+            cuts = [(at, min(at + PIECE_BYTES, end)) for start, end in spans for at in range(start, end, PIECE_BYTES)]
+            came = self._pool.map(lambda cut: self._piece(path, *cut), cuts)
+            return [b"".join(islice(came, -(-(end - start) // PIECE_BYTES))) for start, end in spans]
+
+        def get() -> list[bytes]:
+            pieces = [bytes(p) for p in self._obstore.get_ranges(self._store, path, starts=starts, ends=ends)]
+            if [len(p) for p in pieces] != [b - a for a, b in zip(starts, ends, strict=True)]:
+                raise OSError("fewer bytes came than were asked for")
+            return pieces
+
+        return self._call(path, get)
+
+    def _piece(self, path: str, start: int, end: int) -> bytes:
+        """Bytes ``start:end`` of a file, sip by sip, so that a stop is quick on a slow line too."""
+
+        def get() -> bytes:
+            data = bytearray()
+            for sip in self._obstore.get(self._store, path, options={"range": (start, end)}).stream(_SIP_BYTES):
+                data += sip
+                if self.stopped:
+                    raise StoreError(f"{self.url}/{path}: stopped")
+            if len(data) != end - start:
+                raise OSError(f"{len(data)} of {end - start} bytes came")
+            return bytes(data)
+
+        return self._call(path, get)
+
+    def download(self, path: str, target: Path, size: int, scratch: Path) -> int:
+        """A file to `target`, synced; one that is there in the right size stays. Returns the bytes moved.
+
+        What is under way lies in the folder `scratch`, so that nothing half is ever beside the files of a part.
+        """
+        if target.exists() and target.stat().st_size == size:
+            return 0
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir(parents=True, exist_ok=True)
+        temporary = scratch / f".{os.urandom(8).hex()}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                for start in range(0, size, PIECE_BYTES):
+                    file.write(self._piece(path, start, min(start + PIECE_BYTES, size)))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return size
+
+    def upload(self, path: str, data: bytes | Path) -> int:
+        """Write a file, whole or not at all. Returns the bytes moved."""
+        self._call(path, lambda: self._obstore.put(self._store, path, data, max_concurrency=UPLOADS))
+        return data.stat().st_size if isinstance(data, Path) else len(data)
+
+    def files(self) -> dict[str, int]:
+        """Bytes of every file by path.
+
+        Raises
+        ------
+        StoreError : there is no store, or its listing names files outside of it.
+        """
+        if not self.web:
+
+            def get() -> dict[str, int]:
+                everything = chain.from_iterable(self._obstore.list(self._store))
+                return {m["path"]: m["size"] for m in everything if m["path"].startswith(TOPS)}
+
+            found = self._call("", get)
+        else:
+            try:
+                found = json.loads(self.read(LISTING, MAX_LISTING_BYTES))["files"]
+                found = {path: size for path, size in found.items() if path.startswith(TOPS)}
+            except StoreError as error:
+                raise StoreError(
+                    f"{error}; a web server's store needs the {LISTING} that featstore push writes"
+                ) from None
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise StoreError(f"{self.url}/{LISTING}: not a listing ({first_line(error)})") from None
+        for path, size in found.items():
+            if not _SAFE.fullmatch(path) or ".." in path.split("/") or not isinstance(size, int) or size < 0:
+                raise StoreError(f"{self.url}: {path!r}, {size!r} bytes, is no file of a store")
+        return found
+
+
+def _check_variables() -> list[str]:
+    """The addresses among the AWS_… variables; refuses what obstore, which reads them by itself, would fail over.
+
+    Raises
+    ------
+    StoreError
+    """
+    endpoints = []
+    for name, value in [item for item in os.environ.items() if item[0].startswith("AWS_")]:
+        if re.search(r"[\x00-\x1f\x7f]", value):
+            raise StoreError(f"{name}: holds a control character (a line break?); set it again without")
+        if name.startswith("AWS_ENDPOINT") and not value:
+            del os.environ[name]  # means unset; obstore would take it for an address
+        elif name.startswith("AWS_ENDPOINT"):
+            if not re.fullmatch(r"https?://[!-~]+", value):
+                raise StoreError(f"{name}: expected http://HOST:PORT or https://HOST, found {value!r}")
+            endpoints.append(value)
+    return endpoints
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -1,0 +1,1 @@
+"""Sessions of several speakers made of single-speaker utterances."""

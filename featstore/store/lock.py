@@ -1,0 +1,45 @@
+"""Who may be at work in a store at once."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from featstore.store.layout import StoreError, group_dir
+
+
+@contextmanager
+def hold(store: Path, *, alone: bool = False) -> Iterator[None]:
+    """Be at work in a store: any number of writers at once, or `alone`, to remove parts, nobody else.
+
+    An advisory lock on the root's zarr.json, which never changes; it ends with the process, however that ends. Where the
+    disk has no locks nobody is kept out.
+
+    Raises
+    ------
+    StoreError : somebody is at work whom this would disturb, or who would disturb this.
+    """
+    with ExitStack() as opened:
+        try:
+            # Over NFS an exclusive lock needs a file that is open for writing.
+            file = opened.enter_context(open(group_dir(store) / "zarr.json", "r+b"))
+        except OSError as error:  # whoever may not write here disturbs nobody
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+        else:
+            _lock(file, store, alone)
+        yield
+
+
+def _lock(file: BinaryIO, store: Path, alone: bool) -> None:
+    try:
+        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        who = "something else is writing to it or repairing it" if alone else "it is being repaired or compacted"
+        raise StoreError(f"{store}: {who}; run this again when that is through") from None
+    except OSError:  # this disk has no locks
+        pass

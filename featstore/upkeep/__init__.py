@@ -1,0 +1,1 @@
+"""A store looked after: verify, repair, compact."""
