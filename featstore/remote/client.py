@@ -13,7 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from featstore.store.layout import StoreError
+from featstore.store.layout import GROUP, INDEX, UTTERANCES, StoreError
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ _MACHINE_ROLE = "169.254.169.254"
 MAX_LISTING_BYTES = 64 << 20
 
 
-TOPS = ("features.zarr/", "index/", "utterances/")
+TOPS = (f"{GROUP}/", f"{INDEX}/", f"{UTTERANCES}/")
 
 
 _SAFE = re.compile(r"[\w.+~ -]+(/[\w.+~ -]+)*")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from featstore.files import write_atomically
 from featstore.remote.client import TRANSFERS, Remote
-from featstore.remote.transfer import committed, remote_specs
+from featstore.remote.transfer import remote_specs
 from featstore.store import layout, metadata
 from featstore.store.layout import StoreError
 from featstore.store.metadata import read_seal
@@ -54,7 +54,7 @@ def open_remote(url: str, *, verify: bool = False, cache: Path | None = None, ca
         cache = base / hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
     for spec in specs.values():
         metadata.create(cache, spec)
-    parts = committed(files)
+    parts = layout.committed_in(files)
     for feature, names in parts.items():
         for index in layout.index_dir(cache, feature).glob("*.parquet"):
             if index.stem not in names:  # merged into another there
@@ -68,18 +68,17 @@ def open_remote(url: str, *, verify: bool = False, cache: Path | None = None, ca
 
 def _fetch_tables(remote: Remote, files: dict[str, int], cache: Path, feature: str, part: str) -> None:
     """Seal, facts and index of a part into the cache, checked, the index last."""
-    index = layout.index_dir(cache, feature) / f"{part}.parquet"
-    if index.exists():
+    paths = layout.PartFiles(feature, part)
+    if (cache / paths.index).exists():
         return
-    folder = layout.feature_dir(cache, feature) / part
-    seal = f"features.zarr/{feature}/{part}/zarr.json"
+    seal = paths.seal
     remote.download(seal, cache / seal, files.get(seal, 0), cache)
     try:
-        expected = read_seal(folder)["sha256"]
+        expected = read_seal(cache / paths.folder)["sha256"]
     except StoreError as error:
         (cache / seal).unlink()
         raise StoreError(f"{remote.url}/{seal}: {error}") from None
-    for kind, path in (("utterances", f"utterances/{part}.parquet"), ("index", f"index/{feature}/{part}.parquet")):
+    for kind, path in (("utterances", paths.facts), ("index", paths.index)):
         data = remote.read(path, files.get(path, 0))
         if hashlib.sha256(data).hexdigest() != expected.get(kind):
             raise StoreError(f"{remote.url}/{path}: not the file that was committed")
@@ -203,7 +202,7 @@ class RemotePart(Part):
         size, pieces = self._chunk_rows, []
         for i in range(start // size, -(-stop // size)):
             begin, end = max(start - i * size, 0), min(stop - i * size, size)
-            path = f"{self._remote_folder}/frames/c/{i}/0"
+            path = f"{self._remote_folder}/{layout.chunk('frames', i)}"
             whole = self._size(path, size * row_bytes + layout.CRC_BYTES)
             options = {"block_bytes": whole, "check": partial(self._check, path)} if self._verify else {}
             pieces.append(self._blocks.read(path, begin * row_bytes, end * row_bytes, **options))
@@ -230,13 +229,15 @@ class RemotePart(Part):
             ) from None
 
     def _read_chunk_rows(self, array: str, rows: int) -> int:
-        path = f"{self._remote_folder}/{array}/zarr.json"
-        self._blocks.remote.download(path, self._folder / array / "zarr.json", self._blocks.size(path), self._store)
+        path = f"{self._remote_folder}/{layout.array_json(array)}"
+        self._blocks.remote.download(
+            path, self._folder / layout.array_json(array), self._blocks.size(path), self._store
+        )
         return super()._read_chunk_rows(array, rows)
 
     def _map(self, array: str, i: int, rows: int, dtype: str) -> NDArray:
         """A whole chunk (of the pooled arrays), checked."""
-        path = f"{self._remote_folder}/{array}/c/{i}/0"
+        path = f"{self._remote_folder}/{layout.chunk(array, i)}"
         kind = np.dtype(dtype).newbyteorder("<")
         size = self._size(path, rows * self._spec.dim * kind.itemsize + layout.CRC_BYTES)
         data = self._blocks.remote.read(path, size)

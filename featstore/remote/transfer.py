@@ -7,21 +7,19 @@ whole at any moment; ``listing.json``, which names every file, is for web server
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from featstore.files import sync
 from featstore.remote.client import LISTING, TOPS, TRANSFERS, Remote, first_line
 from featstore.store import layout, lock, metadata
+from featstore.store.commit import move_part, remove_part
 from featstore.store.layout import FingerprintMismatch, StoreError
 from featstore.store.reader import Store
 from featstore.types import FeatureSpec
@@ -36,28 +34,6 @@ class Transfer:
     parts_there: int = 0
     bytes: int = 0
     seconds: float = 0.0
-
-
-def part_files(files: dict[str, int], feature: str, part: str) -> dict[str, int]:
-    """The files of a part in the order of a commit: chunks, metadata, facts, seal, index."""
-    folder = f"features.zarr/{feature}/{part}/"
-    own = sorted(
-        (p for p in files if p.startswith(folder)), key=lambda p: (p == f"{folder}zarr.json", "/c/" not in p, p)
-    )
-    order = [*own[:-1], f"utterances/{part}.parquet", *own[-1:], f"index/{feature}/{part}.parquet"]
-    return {path: files[path] for path in order if path in files}
-
-
-def committed(files: dict[str, int]) -> dict[str, list[str]]:
-    """Parts by feature, as far as their index is there."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(files):
-        pieces = path.split("/")
-        if len(pieces) == 3 and pieces[0] == "features.zarr" and pieces[2] == "zarr.json":
-            found.setdefault(pieces[1], [])
-        if len(pieces) == 3 and pieces[0] == "index" and path.endswith(".parquet") and not pieces[2].startswith("."):
-            found.setdefault(pieces[1], []).append(pieces[2].removesuffix(".parquet"))
-    return found
 
 
 def local_files(store: Path) -> dict[str, int]:
@@ -91,11 +67,11 @@ def push(
     if remote.web:
         raise StoreError(f"{url}: a web server takes no files; push to its folder (file:///…) or to a bucket (s3://…)")
     there, here = remote.files(), local_files(path)
-    _metadata(remote, there, path, here)
-    have, want = committed(there), committed(here)
+    _metadata(remote, there, path, specs)
+    have, want = layout.committed_in(there), layout.committed_in(here)
     with _moving(
         remote,
-        [(f, p, part_files(here, f, p)) for f in specs for p in want.get(f, []) if p not in have.get(f, [])],
+        [(f, p, files) for f in specs for p, files in want[f].items() if p not in have.get(f, {})],
         progress,
     ) as (todo, transfer, moved, pool):
         transfer.parts_there = sum(map(len, want.values())) - len(todo)
@@ -108,9 +84,7 @@ def push(
                 moved(file, remote.upload(file, path / file))
             transfer.parts += 1
     arrived = remote.files()
-    lacking = [
-        p for f in specs for part in want[f] for p, n in part_files(here, f, part).items() if arrived.get(p) != n
-    ]
+    lacking = [p for f in specs for files in want[f].values() for p, n in files.items() if arrived.get(p) != n]
     if lacking:
         raise StoreError(f"{url}/{lacking[0]}: not there in its size, nor {len(lacking) - 1} other files; push again")
     remote.upload(LISTING, json.dumps({"whowhen_store": layout.VERSION, "files": arrived}, sort_keys=True).encode())
@@ -136,14 +110,13 @@ def pull(
     if not specs:
         return Transfer()
     with lock.hold(path, alone=True):  # two pulls would share `incoming`
-        have = committed(local_files(path))
-        want = committed(there)
+        have, want = layout.committed_in(local_files(path)), layout.committed_in(there)
         incoming = path / "incoming"
         for leftover in incoming.glob(".*.tmp"):
             leftover.unlink()
         with _moving(
             remote,
-            [(f, p, part_files(there, f, p)) for f in specs for p in want[f] if p not in have.get(f, [])],
+            [(f, p, files) for f in specs for p, files in want[f].items() if p not in have.get(f, {})],
             progress,
         ) as (todo, transfer, moved, pool):
             transfer.parts_there = sum(map(len, want.values())) - len(todo)
@@ -151,11 +124,9 @@ def pull(
                 list(pool.map(lambda p: moved(p, remote.download(p, incoming / p, there[p], incoming)), files))
                 finding = check_part(incoming, feature, part, specs[feature], {}, Report())
                 if finding:
-                    shutil.rmtree(layout.feature_dir(incoming, feature) / part, ignore_errors=True)
-                    for table in (layout.utterances_dir(incoming), layout.index_dir(incoming, feature)):
-                        (table / f"{part}.parquet").unlink(missing_ok=True)
+                    remove_part(incoming, feature, part)
                 _refuse(finding, url)
-                _take_in(incoming, path, feature, part)
+                move_part(incoming, path, feature, part)
                 transfer.parts += 1
         shutil.rmtree(incoming, ignore_errors=True)
         return transfer
@@ -168,14 +139,14 @@ def remote_specs(remote: Remote, files: dict[str, int]) -> dict[str, FeatureSpec
     ------
     StoreError : no store there, another version, or metadata that was edited.
     """
-    if "features.zarr/zarr.json" not in files:
-        raise StoreError(f"{remote.url}: no store there (no features.zarr/zarr.json)")
-    root = _attributes(remote, "features.zarr/zarr.json")
+    if layout.ROOT not in files:
+        raise StoreError(f"{remote.url}: no store there (no {layout.ROOT})")
+    root = _attributes(remote, layout.ROOT)
     if root.get("whowhen_store") != layout.VERSION:
         raise StoreError(f"{remote.url}: a store of version {root.get('whowhen_store')!r}, expected {layout.VERSION}")
     specs = {}
-    for name in committed(files):
-        attributes = _attributes(remote, f"features.zarr/{name}/zarr.json")
+    for name in layout.committed_in(files):
+        attributes = _attributes(remote, layout.spec_path(name))
         try:
             spec = FeatureSpec.from_json(attributes["spec"])
         except (TypeError, KeyError, ValueError) as error:
@@ -196,11 +167,9 @@ def _attributes(remote: Remote, path: str) -> dict[str, Any]:
         raise StoreError(f"{remote.url}/{path}: not a group's metadata ({first_line(error)})") from None
 
 
-def _metadata(remote: Remote, there: dict[str, int], store: Path, here: dict[str, int]) -> None:
+def _metadata(remote: Remote, there: dict[str, int], store: Path, specs: Iterable[str]) -> None:
     """Write the root's and features' zarr.json where they are not there; refuse other features under these names."""
-    for path in sorted(
-        p for p in here if p.startswith("features.zarr/") and p.endswith("zarr.json") and p.count("/") < 3
-    ):
+    for path in (layout.ROOT, *(layout.spec_path(name) for name in sorted(specs))):
         data = (store / path).read_bytes()
         if path not in there:
             remote.upload(path, data)
@@ -236,21 +205,6 @@ def _moving(
     finally:
         pool.shutdown(cancel_futures=True)
         transfer.seconds = time.monotonic() - began
-
-
-def _take_in(incoming: Path, store: Path, feature: str, part: str) -> None:
-    """Move a verified part into the store, its index last."""
-    folder = layout.feature_dir(incoming, feature) / part
-    for root, _, _ in os.walk(folder):
-        sync(Path(root))
-    target = layout.feature_dir(store, feature) / part
-    if target.exists():  # left by a kill between these lines
-        shutil.rmtree(target)
-    os.replace(folder, target)
-    sync(target.parent)
-    for table in (layout.utterances_dir, partial(layout.index_dir, feature=feature)):
-        os.replace(table(incoming) / f"{part}.parquet", table(store) / f"{part}.parquet")
-        sync(table(store))
 
 
 def _refuse(finding: Any, where: object) -> None:

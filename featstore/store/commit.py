@@ -1,4 +1,4 @@
-"""A part is written, synced, and only then named in the index: the rename of its index table is the commit."""
+"""How a part comes and goes: written, synced, and only then named in the index, whose rename is the commit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec
 
 from featstore import files
 from featstore.store import layout, metadata
@@ -37,13 +35,12 @@ def commit_part(
     ------
     OSError : no space, no permission, …; the part is removed again.
     """
-    folder = layout.feature_dir(store, spec.name) / part
-    facts_path = layout.utterances_dir(store) / f"{part}.parquet"
-    index_path = layout.index_dir(store, spec.name) / f"{part}.parquet"
+    paths = layout.PartFiles(spec.name, part)
+    folder, index_path = store / paths.folder, store / paths.index
     try:
         index, facts, seal = _write_part(folder, spec, utterances, frames)
-        files.write_atomically(facts_path, facts)
-        files.write_atomically(folder / "zarr.json", seal)
+        files.write_atomically(store / paths.facts, facts)
+        files.write_atomically(store / paths.seal, seal)
         for root, _, names in os.walk(folder):
             for name in names:
                 files.sync(Path(root, name))
@@ -53,8 +50,31 @@ def commit_part(
     except BaseException:
         if not index_path.exists():
             shutil.rmtree(folder, ignore_errors=True)
-            facts_path.unlink(missing_ok=True)
+            (store / paths.facts).unlink(missing_ok=True)
         raise
+
+
+def move_part(source: Path, store: Path, feature: str, part: str) -> None:
+    """Commit a part that lies whole, its files synced, in the same places below `source`, a folder on the same disk."""
+    paths = layout.PartFiles(feature, part)
+    for root, _, _ in os.walk(source / paths.folder):
+        files.sync(Path(root))
+    if (store / paths.folder).exists():  # left by a kill between the next lines
+        shutil.rmtree(store / paths.folder)
+    for path in reversed(paths.removal):
+        os.replace(source / path, store / path)
+        files.sync((store / path).parent)
+
+
+def remove_part(store: Path, feature: str, part: str) -> None:
+    """Delete a part, or what there is of it."""
+    for path in (store / name for name in layout.PartFiles(feature, part).removal):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        if path.parent.exists():
+            files.sync(path.parent)
 
 
 def _write_part(
@@ -72,7 +92,7 @@ def _write_part(
         "sha256": {
             "index": hashlib.sha256(index).hexdigest(),
             "utterances": hashlib.sha256(facts).hexdigest(),
-            **{n: hashlib.sha256((folder / n / "zarr.json").read_bytes()).hexdigest() for n in layout.ARRAYS},
+            **{n: hashlib.sha256((folder / layout.array_json(n)).read_bytes()).hexdigest() for n in layout.ARRAYS},
         },
     }
     return index, facts, metadata.group_json(metadata.sealed(attributes))
@@ -90,6 +110,9 @@ def pool(frames: Sequence[NDArray]) -> tuple[NDArray[np.float32], NDArray[np.flo
 
 def _write_array(folder: Path, name: str, pieces: Sequence[NDArray], chunk_bytes: int | None = None) -> dict[str, int]:
     """Write a Zarr array of as few equal chunks as fit, a chunk at a time; returns their CRC32C by path in the part."""
+    import zarr  # takes half a second: only who writes pays
+    from zarr.codecs import BytesCodec, Crc32cCodec
+
     rows, first = sum(len(piece) for piece in pieces), pieces[0]
     row_bytes = first.dtype.itemsize * first.shape[1]
     count = -(-rows * row_bytes // chunk_bytes) if chunk_bytes else 1
@@ -117,7 +140,7 @@ def _write_array(folder: Path, name: str, pieces: Sequence[NDArray], chunk_bytes
         array[start:stop] = np.concatenate(
             [pieces[k][max(start - b, 0) : stop - b] for k, b in zip(some, begins, strict=True)]
         )
-        key = f"{name}/c/{i}/0"
+        key = layout.chunk(name, i)
         with open(folder / key, "rb") as file:
             file.seek(-layout.CRC_BYTES, os.SEEK_END)
             crcs[key] = int.from_bytes(file.read(), "little")

@@ -33,8 +33,8 @@ class Index:
         self.spec = spec
         self.store = store
         self.part_names = layout.committed(store, spec.name)
-        paths = [layout.index_dir(store, spec.name) / f"{name}.parquet" for name in self.part_names]
-        sizes, ids, self.first, self.num = read_rows(paths)
+        paths = [layout.PartFiles(spec.name, name) for name in self.part_names]
+        sizes, ids, self.first, self.num = read_rows([store / p.index for p in paths])
         #: Part number of each row.
         self.part = np.repeat(np.arange(len(paths), dtype=np.int32), sizes)
         # The first part that holds an id wins: two writers may have met.
@@ -42,10 +42,9 @@ class Index:
         self.rows = shared[0] if shared else Ids(ids)
         #: First row of each part.
         self.begin = np.cumsum(sizes) - sizes
-        folder = layout.feature_dir(store, spec.name)
         self.parts = [
-            make_part(folder / name, spec, int(self.num[begin : begin + size].sum()), int(size))
-            for name, begin, size in zip(self.part_names, self.begin, sizes, strict=True)
+            make_part(store / p.folder, spec, int(self.num[begin : begin + size].sum()), int(size))
+            for p, begin, size in zip(paths, self.begin, sizes, strict=True)
         ]
 
     def part_ids(self, part: int) -> pa.Array:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 VERSION = 1
+
+
+#: What a store holds, as paths inside it: keys of a bucket as they are, and files as ``store / path``.
+GROUP, INDEX, UTTERANCES = "features.zarr", "index", "utterances"
+ROOT = f"{GROUP}/zarr.json"
 
 
 INDEX_SCHEMA = pa.schema([("id", pa.string()), ("first_frame", pa.int64()), ("num_frames", pa.int64())])
@@ -42,7 +49,7 @@ class FingerprintMismatch(StoreError):
 
 
 def group_dir(store: Path) -> Path:
-    return store / "features.zarr"
+    return store / GROUP
 
 
 def feature_dir(store: Path, feature: str) -> Path:
@@ -50,7 +57,70 @@ def feature_dir(store: Path, feature: str) -> Path:
 
 
 def index_dir(store: Path, feature: str) -> Path:
-    return store / "index" / feature
+    return store / INDEX / feature
+
+
+def utterances_dir(store: Path) -> Path:
+    return store / UTTERANCES
+
+
+def spec_path(feature: str) -> str:
+    """Where a feature's spec is, inside a store."""
+    return f"{GROUP}/{feature}/zarr.json"
+
+
+def array_json(array: str) -> str:
+    """Where an array's metadata is, inside a part's folder."""
+    return f"{array}/zarr.json"
+
+
+def chunk(array: str, number: int) -> str:
+    """Where a chunk of an array is, inside a part's folder; seals call it by this name."""
+    return f"{array}/c/{number}/0"
+
+
+@dataclass(frozen=True, slots=True)
+class PartFiles:
+    """The files of one part, as paths inside its store.
+
+    What an index table names is committed, so it is the last to come and the first to go: `in_order` and `removal`.
+    """
+
+    feature: str
+    part: str
+
+    @property
+    def folder(self) -> str:
+        """Its arrays and its seal."""
+        return f"{GROUP}/{self.feature}/{self.part}"
+
+    @property
+    def seal(self) -> str:
+        return f"{self.folder}/zarr.json"
+
+    @property
+    def facts(self) -> str:
+        """Its rows of the table of utterances."""
+        return f"{UTTERANCES}/{self.part}.parquet"
+
+    @property
+    def index(self) -> str:
+        return f"{INDEX}/{self.feature}/{self.part}.parquet"
+
+    @property
+    def removal(self) -> tuple[str, str, str]:
+        """All of it, in the order to remove it: without its index it is no part of the store, whatever happens next."""
+        return self.index, self.facts, self.folder
+
+    def in_order(self, inside: Iterable[str]) -> list[str]:
+        """All of it, in the order to write it: chunks, metadata of arrays, facts, seal, index.
+
+        Parameters
+        ----------
+        inside : the files in its folder, as paths inside the store.
+        """
+        arrays = sorted((path for path in inside if path != self.seal), key=lambda path: ("/c/" not in path, path))
+        return [*arrays, self.facts, self.seal, self.index]
 
 
 def committed(store: Path, feature: str) -> list[str]:
@@ -58,5 +128,31 @@ def committed(store: Path, feature: str) -> list[str]:
     return sorted(p.stem for p in index_dir(store, feature).glob("[!.]*.parquet"))
 
 
-def utterances_dir(store: Path) -> Path:
-    return store / "utterances"
+def committed_in(listing: Mapping[str, int]) -> dict[str, dict[str, dict[str, int]]]:
+    """Feature → part → its files in the order to write them, of what a listing of a whole store shows as committed.
+
+    Parameters
+    ----------
+    listing : bytes of every file by its path inside the store, as in the result.
+    """
+    inside: dict[tuple[str, str], list[str]] = {}
+    parts: dict[str, list[str]] = {}
+    for path in listing:
+        top, *rest = path.split("/")
+        if top == GROUP and len(rest) > 2:
+            inside.setdefault((rest[0], rest[1]), []).append(path)
+        elif top == GROUP and len(rest) == 2 and path == spec_path(rest[0]):
+            parts.setdefault(rest[0], [])
+        elif top == INDEX and len(rest) == 2 and rest[1].endswith(".parquet") and not rest[1].startswith("."):
+            parts.setdefault(rest[0], []).append(rest[1].removesuffix(".parquet"))
+    return {
+        feature: {
+            part: {
+                path: listing[path]
+                for path in PartFiles(feature, part).in_order(inside.get((feature, part), ()))
+                if path in listing
+            }
+            for part in sorted(names)
+        }
+        for feature, names in sorted(parts.items())
+    }

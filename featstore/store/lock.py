@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from featstore.store.layout import StoreError, group_dir
+from featstore.store.layout import ROOT, StoreError
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def hold(store: Path, *, alone: bool = False) -> Iterator[None]:
     with ExitStack() as opened:
         try:
             # Over NFS an exclusive lock needs a file that is open for writing.
-            file = opened.enter_context(open(group_dir(store) / "zarr.json", "r+b"))
+            file = opened.enter_context(open(store / ROOT, "r+b"))
         except OSError as error:  # whoever may not write here disturbs nobody
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise

@@ -9,6 +9,7 @@ from typing import Any
 
 from featstore.files import sync, write_once
 from featstore.store.layout import (
+    ROOT,
     VERSION,
     FingerprintMismatch,
     StoreError,
@@ -16,6 +17,7 @@ from featstore.store.layout import (
     feature_dir,
     group_dir,
     index_dir,
+    spec_path,
     utterances_dir,
 )
 from featstore.types import FeatureSpec
@@ -70,9 +72,9 @@ def check_version(store: Path) -> None:
     ------
     StoreError
     """
-    root = group_dir(store) / "zarr.json"
+    root = store / ROOT
     if not root.exists():
-        what = "no such folder" if not store.exists() else "not a store (no features.zarr/zarr.json in it)"
+        what = "no such folder" if not store.exists() else f"not a store (no {ROOT} in it)"
         raise StoreError(f"{store}: {what}; make one with: featstore extract MANIFEST --store {store} --feature mimi")
     attributes = read_json(root).get("attributes")
     found = attributes.get("whowhen_store") if isinstance(attributes, dict) else None
@@ -90,7 +92,7 @@ def read_spec(store: Path, feature: str) -> FeatureSpec:
     ------
     StoreError : unreadable, or not the spec its fingerprint was taken of.
     """
-    path = feature_dir(store, feature) / "zarr.json"
+    path = store / spec_path(feature)
     if not path.exists():
         raise StoreError(
             f"{path}: the feature's spec is missing; run the same `featstore extract` command: it writes it again"
@@ -134,9 +136,9 @@ def create(store: Path, spec: FeatureSpec) -> None:
     """
     for folder in (feature_dir(store, spec.name), index_dir(store, spec.name), utterances_dir(store)):
         folder.mkdir(parents=True, exist_ok=True)
-    write_once(group_dir(store) / "zarr.json", group_json({"whowhen_store": VERSION}))
+    write_once(store / ROOT, group_json({"whowhen_store": VERSION}))
     check_version(store)
-    group = feature_dir(store, spec.name) / "zarr.json"
+    group = store / spec_path(spec.name)
     if not group.exists():
         _check_seals(store, spec)
     write_once(group, group_json({"spec": spec.to_json(), "fingerprint": spec.fingerprint}))

@@ -66,7 +66,7 @@ class Part:
         return array
 
     def _read_chunk_rows(self, array: str, rows: int) -> int:
-        path = self._folder / array / "zarr.json"
+        path = self._folder / layout.array_json(array)
         meta = metadata.read_json(path)
         try:
             shape, chunk = meta["shape"], meta["chunk_grid"]["configuration"]["chunk_shape"]
@@ -81,7 +81,8 @@ class Part:
         return chunk[0]
 
     def _map(self, array: str, i: int, rows: int, dtype: str) -> NDArray:
-        path = self._folder / array / "c" / str(i) / "0"
+        key = layout.chunk(array, i)
+        path = self._folder / key
         kind = np.dtype(dtype).newbyteorder("<")
         size = rows * self._spec.dim * kind.itemsize
         try:
@@ -93,7 +94,7 @@ class Part:
                     )
                 if self._verify:
                     try:
-                        check_chunk(file, path, size, self._sealed.get(f"{array}/c/{i}/0"))
+                        check_chunk(file, path, size, self._sealed.get(key))
                     except StoreError as error:
                         raise StoreError(f"{error}; run: featstore verify --repair") from None
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

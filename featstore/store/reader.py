@@ -62,7 +62,7 @@ class Store:
         for (name, _, _), here in zip(parts, ids, strict=True):
             new, end = first[end : end + len(here)], end + len(here)
             if new.any():
-                needed.append(layout.utterances_dir(self.path) / f"{name}.parquet")
+                needed.append(self.path / layout.PartFiles("", name).facts)
                 doubled |= not new.all()
         _, table = read_tables(needed, layout.UTTERANCE_SCHEMA)
         return table.filter(pa.array(first_of_each(table["id"].combine_chunks()))) if doubled else table

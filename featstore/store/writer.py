@@ -164,5 +164,5 @@ class Writer:
             commit_part(self.path, self.spec, part, self._utterances, self._frames)
         finally:
             # Also where only the last sync failed: once the index names it, it must not be written again.
-            if (layout.index_dir(self.path, self.spec.name) / f"{part}.parquet").exists():
+            if (self.path / layout.PartFiles(self.spec.name, part).index).exists():
                 self._clear()

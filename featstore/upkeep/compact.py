@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from featstore import files
 from featstore.store import layout, lock, metadata
-from featstore.store.commit import commit_part
+from featstore.store.commit import commit_part, remove_part
 from featstore.store.index import Index
 from featstore.store.layout import StoreError
 from featstore.store.reader import Store
@@ -130,23 +128,9 @@ def _merge(store: Store, index: Index, group: list[int]) -> None:
         merged = f"{first}-m{urandom(4).hex()}"
         facts = {}  # from the tables just checked; those of another feature's parts may be damaged
         for p in group:
-            path = layout.utterances_dir(store.path) / f"{index.part_names[p]}.parquet"
+            path = store.path / layout.PartFiles(name, index.part_names[p]).facts
             facts |= {row["id"]: row for row in read_table(path, layout.UTTERANCE_SCHEMA).to_pylist()}
         frames = [store.frames(name, id) for id in ids]
         commit_part(store.path, index.spec, merged, [utterance_from_row(facts[id]) for id in ids], frames)
     for p in group:
         remove_part(store.path, name, index.part_names[p])
-
-
-def remove_part(store: Path, feature: str, part: str) -> None:
-    """Delete a part, its index first: from then on it is no longer part of the store, whatever happens next."""
-    for path in (
-        layout.index_dir(store, feature) / f"{part}.parquet",
-        layout.utterances_dir(store) / f"{part}.parquet",
-        layout.feature_dir(store, feature) / part,
-    ):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        files.sync(path.parent)

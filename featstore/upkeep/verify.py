@@ -96,7 +96,7 @@ def verify(
     root = _check_root(store)
     if not repair:
         return _verify(store, root, progress, alone=False)
-    if root and not (layout.group_dir(store) / "zarr.json").is_file():
+    if root and not (store / layout.ROOT).is_file():
         _repair(store, root)  # the lock lies on it
     with lock.hold(store, alone=True):
         report = _verify(store, root, progress, alone=True)
@@ -136,8 +136,8 @@ def _verify(store: Path, root: Finding | None, progress: Callable[[int, int], No
 
 def _look_again(store: Path, finding: Finding, known: dict[str, Any], report: Report) -> list[Finding]:
     if finding.feature and finding.part:
-        index, _, folder = _places(finding.feature, finding.part)
-        if (store / index).exists() or (store / folder).exists():
+        paths = layout.PartFiles(finding.feature, finding.part)
+        if (store / paths.index).exists() or (store / paths.folder).exists():
             return _examine(store, finding.feature, finding.part, *known[finding.feature], report)
         return []
     if not finding.leftover:
@@ -161,20 +161,13 @@ def _part_names(store: Path, feature: str) -> list[str]:
     return sorted(in_group.union(layout.committed(store, feature)))
 
 
-def _places(feature: str, part: str) -> tuple[str, ...]:
-    """Where a part lies in a store. Its index first: without it, it is no longer part of the store, whatever is next."""
-    table = f"{part}.parquet"
-    index, facts = layout.index_dir(Path(), feature) / table, layout.utterances_dir(Path()) / table
-    return tuple(p.as_posix() for p in (index, facts, layout.feature_dir(Path(), feature) / part))
-
-
 def _committed(store: Path, part: str) -> bool:
     return any((folder / f"{part}.parquet").exists() for folder in (store / "index").glob("*"))
 
 
 def _check_root(store: Path) -> Finding | None:
     """The root's zarr.json holds nothing that is not known: where a store is around it, it can be written again."""
-    path, whole = layout.group_dir(store) / "zarr.json", metadata.group_json({"whowhen_store": layout.VERSION})
+    path, whole = store / layout.ROOT, metadata.group_json({"whowhen_store": layout.VERSION})
     try:
         metadata.check_version(store)
         if path.read_bytes() == whole:
@@ -195,7 +188,7 @@ def _check_root(store: Path) -> Finding | None:
 
 
 def _check_spec(store: Path, feature: str) -> tuple[FeatureSpec | None, StoreError | None]:
-    path = layout.feature_dir(store, feature) / "zarr.json"
+    path = store / layout.spec_path(feature)
     if not path.exists() and not layout.committed(store, feature):
         return None, None  # folders of an extraction stopped before it wrote the spec are nobody's loss
     try:
@@ -208,7 +201,7 @@ def _check_spec(store: Path, feature: str) -> tuple[FeatureSpec | None, StoreErr
 
 
 def _without_spec(store: Path, feature: str, error: StoreError, ids: tuple[str, ...]) -> Finding:
-    path = layout.feature_dir(store, feature) / "zarr.json"
+    path = store / layout.spec_path(feature)
     cannot = f"{len(layout.committed(store, feature))} parts cannot be read without it"
     if now := _not_now(error, path):
         return Finding(feature, "", f"{now}; {cannot}", ids)
@@ -229,8 +222,8 @@ def check_part(
 def _examine(
     store: Path, feature: str, part: str, spec: FeatureSpec | None, seen: dict[str, str], report: Report
 ) -> list[Finding]:
-    places = _places(feature, part)
-    index_path, facts_path, folder = (store / place for place in places)
+    paths = layout.PartFiles(feature, part)
+    index_path, facts_path, folder = (store / path for path in paths.removal)
     ids: tuple[str, ...] = ()
     size = 0
     try:
@@ -243,7 +236,7 @@ def _examine(
         _same_sha(index_path, sha["index"])
         _same_sha(facts_path, sha["utterances"])
         for array in layout.ARRAYS:
-            _same_sha(folder / array / "zarr.json", sha[array])
+            _same_sha(folder / layout.array_json(array), sha[array])
         if spec and seal["fingerprint"] != spec.fingerprint:
             raise StoreError(f"{folder}: written by another extractor ({seal['fingerprint']})")
         for key, crc in seal["chunk_crc32c"].items():
@@ -257,21 +250,24 @@ def _examine(
             return [Finding(feature, part, now, _whose(store, feature, part, ids))]
         ours = isinstance(error, StoreError)
         problem = str(error) if ours else f"{folder}: not readable ({type(error).__name__}: {error})"
-        return [Finding(feature, part, problem, _whose(store, feature, part, ids), remedy="move", paths=places)]
-    belongs = {folder / key for key in ("zarr.json", *(f"{a}/zarr.json" for a in layout.ARRAYS), *seal["chunk_crc32c"])}
+        return [Finding(feature, part, problem, _whose(store, feature, part, ids), remedy="move", paths=paths.removal)]
+    belongs = {folder / key for key in (*map(layout.array_json, layout.ARRAYS), *seal["chunk_crc32c"])}
+    belongs.add(store / paths.seal)
     found = [_stray(store, p) for p in _files(folder) if p not in belongs and not _temporary(p)]
     others = {seen.setdefault(id, part) for id in ids} - {part}
-    if all(seen[id] != part for id in ids) and all((index_path.parent / f"{p}.parquet").exists() for p in others):
+    if all(seen[id] != part for id in ids) and all(
+        (store / layout.PartFiles(feature, p).index).exists() for p in others
+    ):
         problem = f"all of it stands in part {seen[ids[0]]} too (two writers met)"
-        found.append(Finding(feature, part, problem, leftover=True, remedy="delete", paths=places))
+        found.append(Finding(feature, part, problem, leftover=True, remedy="delete", paths=paths.removal))
     return found
 
 
 def _uncommitted(store: Path, feature: str, part: str) -> Finding:
-    _, facts, folder = _places(feature, part)
+    paths = layout.PartFiles(feature, part)
     try:
-        read_seal(store / folder)
-        what = "whole" if (store / facts).exists() else "sealed"
+        read_seal(store / paths.folder)
+        what = "whole" if (store / paths.facts).exists() else "sealed"
         problem = f"{what}, but its index table is not there: an interrupted commit or copy"
         remedy = "move"
     except StoreError as error:
@@ -279,7 +275,7 @@ def _uncommitted(store: Path, feature: str, part: str) -> Finding:
             raise
         remedy = _remedy(store, part)
         problem = "never committed (an interrupted write)" if remedy == "delete" else "does not belong here"
-    return Finding(feature, part, problem, leftover=True, remedy=remedy, paths=(facts, folder))
+    return Finding(feature, part, problem, leftover=True, remedy=remedy, paths=paths.removal[1:])
 
 
 def _remedy(store: Path, part: str) -> Literal["move", "delete"]:
@@ -290,13 +286,12 @@ def _remedy(store: Path, part: str) -> Literal["move", "delete"]:
 
 def _whose(store: Path, feature: str, part: str, ids: tuple[str, ...]) -> tuple[str, ...]:
     """Ids in a damaged part: both of its tables hold them; the one that is as it was committed is right."""
-    found = [ids] if ids else []
+    found, paths = [ids] if ids else [], layout.PartFiles(feature, part)
     try:
-        sha = read_seal(layout.feature_dir(store, feature) / part)["sha256"]
+        sha = read_seal(store / paths.folder)["sha256"]
     except (StoreError, OSError):
         sha = {}
-    for kind, folder in (("utterances", layout.utterances_dir(store)), ("index", layout.index_dir(store, feature))):
-        path = folder / f"{part}.parquet"
+    for kind, path in (("utterances", store / paths.facts), ("index", store / paths.index)):
         try:
             own = _ids(path)
             found.insert(0 if hashlib.sha256(path.read_bytes()).hexdigest() == sha.get(kind) else len(found), own)
@@ -343,7 +338,7 @@ def _leftovers(store: Path, known: set[str], facts: list[str]) -> Iterator[Findi
     for part in facts:
         if part not in known:
             problem = "its facts were written, its frames never committed"
-            paths = (_places("", part)[1],)
+            paths = (layout.PartFiles("", part).facts,)
             yield Finding("", part, problem, leftover=True, remedy=_remedy(store, part), paths=paths)
     if (store / "incoming").exists():
         problem = "parts of an interrupted pull; pull again to go on"
@@ -385,7 +380,7 @@ def _temporary(path: Path) -> bool:
 
 
 def _repair(store: Path, finding: Finding) -> bool:
-    index = _places(finding.feature, finding.part)[0]
+    index = layout.PartFiles(finding.feature, finding.part).index
     if not finding.remedy or (index not in finding.paths and _committed(store, finding.part)):
         return False  # committed since we looked: on a disk without locks
     for path in (store / name for name in finding.paths):
