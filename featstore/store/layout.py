@@ -128,6 +128,11 @@ def committed(store: Path, feature: str) -> list[str]:
     return sorted(p.stem for p in index_dir(store, feature).glob("[!.]*.parquet"))
 
 
+def names_part(store: Path, part: str) -> bool:
+    """Whether any feature's index names a part of this name."""
+    return bool(part) and any((folder / f"{part}.parquet").exists() for folder in (store / INDEX).glob("*"))
+
+
 def committed_in(listing: Mapping[str, int]) -> dict[str, dict[str, dict[str, int]]]:
     """Feature → part → its files in the order to write them, of what a listing of a whole store shows as committed.
 
