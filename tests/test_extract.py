@@ -27,7 +27,9 @@ from cli.errors import user_errors
 from cli.featstore import app
 from featstore import StoreError, Utterance, extractors
 from featstore.corpora import audio
-from featstore.jobs.extract import Pipeline, extract, plan, share
+from featstore.jobs.batches import plan, share
+from featstore.jobs.extract import extract
+from featstore.jobs.pipeline import Pipeline
 from featstore.store import lock
 from featstore.store.failures import Failures, settle
 from featstore.upkeep import verify as integrity
@@ -190,7 +192,7 @@ def test_a_kill_costs_less_than_a_minute(batch_takes_s: float, tmp_path: Path, m
             return super().extract(waves)
 
     clock = SimpleNamespace(monotonic=lambda: now_s)
-    monkeypatch.setattr("featstore.jobs.extract.time", clock)
+    monkeypatch.setattr("featstore.jobs.pipeline.time", clock)
     monkeypatch.setattr("featstore.store.writer.time", clock)
     costs, began_s, committed = [], 0.0, 0
     with Pipeline(TimedExtractor(), tmp_path / "s", 1) as pipeline:
