@@ -61,7 +61,7 @@ def fail_often(store: Path, k: int) -> None:
         log.add(Utterance(f"p{k}-{n}", "a.wav", 0.0, 1.0, "r"), f"failure {n} of process {k}")
         log.flush()
         if n % 3 == k % 3:
-            settle(store, "fake")
+            settle(store, "fake", featstore.open(store).index("fake").rows)
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -172,7 +172,7 @@ def test_no_failure_is_lost_between_many_writers(tmp_path: Path) -> None:
     log.add(utterance, "was not there")
     log.flush()
     assert len(failures_of(tmp_path / "s")) == 151
-    settle(tmp_path / "s", "fake")
+    settle(tmp_path / "s", "fake", featstore.open(tmp_path / "s").index("fake").rows)
     assert len(failures_of(tmp_path / "s")) == 150
     assert len(list((tmp_path / "s" / "failures").iterdir())) == 1
 

@@ -16,6 +16,7 @@ from featstore.jobs.batches import unfinished, usual_batch_s
 from featstore.jobs.pipeline import Pipeline
 from featstore.jobs.result import Result
 from featstore.store import failures
+from featstore.store.reader import Store
 from featstore.types import Utterance
 
 
@@ -68,7 +69,7 @@ def extract(
         while pipeline.waiting:
             step()
         pipeline.drain()
-    failures.settle(Path(store), result.feature)
+    failures.settle(Path(store), result.feature, Store(Path(store)).index(result.feature).rows)
     result.wall_s = time.monotonic() - started
     progress(result)
     return result

@@ -60,8 +60,10 @@ class Pipeline:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._decoding.shutdown(wait=error is None, cancel_futures=True)  # nobody will encode it
         self._writing.shutdown()
-        self.out.__exit__(kind, error, at)
-        self._failures.flush()
+        try:
+            self.out.__exit__(kind, error, at)
+        finally:
+            self._failures.flush()
 
     @property
     def waiting(self) -> int:

@@ -76,7 +76,7 @@ def extract(
             crew.give_up(u, "encoded, but not in the store's index; run the same command again")
         crew.log.flush()
         crew.close()
-    failures.settle(store, spec.name)
+    failures.settle(store, spec.name, there)
     result.failures = [entry for id, entry in crew.failed.items() if id not in there]
     result.done = len(missing) - len(result.failures)
     progress(result)
