@@ -19,6 +19,8 @@ from featstore.store.reader import Store
 from featstore.types import FeatureSpec, Utterance
 
 Batch = list[Utterance]
+#: Batches an actor has encoded; its result, with the failures that it had not told yet; ids put off since it last told.
+Answer = tuple[int, Result, set[str]]
 #: Calls an actor holds: one it works on, one that waits, so that it never waits for the driver.
 CALLS = 2
 #: A batch that was alone in this many lost actors is to blame.
@@ -37,13 +39,13 @@ class _Actor:
         self._pipeline, self._told, self._stopped = Pipeline(extractor, store, workers), 0, False
         return extractor.spec, usual_batch_s(extractor)
 
-    def work(self, batch: Batch, wanted: set[str]) -> tuple[int, Result]:
+    def work(self, batch: Batch, wanted: set[str]) -> Answer:
         """Start decoding a batch and encode the one before."""
         if not self._stopped:
             self._pipeline.submit(batch, wanted)
         return self._encode(leave=1)
 
-    def finish(self) -> tuple[int, Result]:
+    def finish(self) -> Answer:
         """Encode what waits, commit everything."""
         self._encode(leave=0)
         self._pipeline.drain()
@@ -57,8 +59,7 @@ class _Actor:
         """Let go of the store: whoever repairs it next need not wait for this process to end."""
         self._pipeline.__exit__(None, None, None)
 
-    def _encode(self, leave: int) -> tuple[int, Result]:
-        """Batches encoded, and the result with the failures that were not told yet."""
+    def _encode(self, leave: int) -> Answer:
         try:
             while self._pipeline.waiting > leave and not self._stopped:
                 self._pipeline.step()
@@ -67,7 +68,8 @@ class _Actor:
             raise
         known = self._pipeline.result.failures
         new, self._told = known[self._told :], len(known)
-        return self._pipeline.encoded, replace(self._pipeline.result, failures=new)
+        late, self._pipeline.put_off = self._pipeline.put_off, set()
+        return self._pipeline.encoded, replace(self._pipeline.result, failures=new), late
 
 
 @dataclass(eq=False)
@@ -109,6 +111,7 @@ class Crew:
         self._there: Container[str] = ()
         self._lost_in_a_row = 0
         self.failed: dict[str, failures.Entry] = {}
+        self.put_off: set[str] = set()
 
     def start(self, count: int) -> None:
         for _ in range(count):
@@ -204,7 +207,8 @@ class Crew:
                     continue
                 m.calls.remove(ref)
                 self._lost_in_a_row = 0 if answer[0] > m.encoded else self._lost_in_a_row
-                m.encoded, m.result = answer
+                m.encoded, m.result, late = answer
+                self.put_off |= late
                 m.suspected = m.suspected if m.calls else 0
                 for entry in m.result.failures:
                     if self.log.keep(entry):

@@ -47,6 +47,8 @@ class Pipeline:
         self.out = writer(store, extractor.spec)
         #: Batches that were encoded (or could not be).
         self.encoded = 0
+        #: Ids that were put off, until somebody takes them.
+        self.put_off: set[str] = set()
         self._extractor = extractor
         self._failures = failures.Failures(Path(store), extractor.spec.name)
         self._decoding, self._writing = ThreadPoolExecutor(max(1, workers)), ThreadPoolExecutor(1)
@@ -113,7 +115,9 @@ class Pipeline:
                 self._fail(u, error, wanted)
                 disk_failed |= isinstance(error, OSError) and error.errno not in _NO_FILE
         if disk_failed:  # without it the others would be another batch, and keep other last bits for good
-            self.result.put_off += sum(u.id in wanted for u in good)
+            late = {u.id for u in good if u.id in wanted}
+            self.put_off |= late
+            self.result.put_off += len(late)
             good, waves = [], []
         self._count("wait for audio", time.monotonic() - began)
         frames = []

@@ -72,13 +72,15 @@ def extract(
             crew.stop()
             raise
         there = crew.there()
-        for u in (u for batch in todo for u in batch if u.id in missing and u.id not in there):
+        left = [u for batch in todo for u in batch if u.id in missing and u.id not in there and u.id not in crew.failed]
+        for u in (u for u in left if u.id not in crew.put_off):
             crew.give_up(u, "encoded, but not in the store's index; run the same command again")
         crew.log.flush()
         crew.close()
     failures.settle(store, spec.name, there)
     result.failures = [entry for id, entry in crew.failed.items() if id not in there]
-    result.done = len(missing) - len(result.failures)
+    result.put_off = len({u.id for u in left} & crew.put_off)
+    result.done = len(missing) - len(result.failures) - result.put_off
     progress(result)
     return result, spec
 
