@@ -27,7 +27,9 @@ from cli.errors import user_errors
 from cli.featstore import app
 from featstore import StoreError, Utterance, extractors
 from featstore.corpora import audio
-from featstore.jobs.extract import Pipeline, extract, plan, share
+from featstore.jobs.batches import plan, share
+from featstore.jobs.extract import extract
+from featstore.jobs.pipeline import Pipeline
 from featstore.store import lock
 from featstore.store.failures import Failures, settle
 from featstore.upkeep import verify as integrity
@@ -59,7 +61,7 @@ def fail_often(store: Path, k: int) -> None:
         log.add(Utterance(f"p{k}-{n}", "a.wav", 0.0, 1.0, "r"), f"failure {n} of process {k}")
         log.flush()
         if n % 3 == k % 3:
-            settle(store, "fake")
+            settle(store, "fake", featstore.open(store).index("fake").rows)
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -170,7 +172,7 @@ def test_no_failure_is_lost_between_many_writers(tmp_path: Path) -> None:
     log.add(utterance, "was not there")
     log.flush()
     assert len(failures_of(tmp_path / "s")) == 151
-    settle(tmp_path / "s", "fake")
+    settle(tmp_path / "s", "fake", featstore.open(tmp_path / "s").index("fake").rows)
     assert len(failures_of(tmp_path / "s")) == 150
     assert len(list((tmp_path / "s" / "failures").iterdir())) == 1
 
@@ -190,7 +192,7 @@ def test_a_kill_costs_less_than_a_minute(batch_takes_s: float, tmp_path: Path, m
             return super().extract(waves)
 
     clock = SimpleNamespace(monotonic=lambda: now_s)
-    monkeypatch.setattr("featstore.jobs.extract.time", clock)
+    monkeypatch.setattr("featstore.jobs.pipeline.time", clock)
     monkeypatch.setattr("featstore.store.writer.time", clock)
     costs, began_s, committed = [], 0.0, 0
     with Pipeline(TimedExtractor(), tmp_path / "s", 1) as pipeline:

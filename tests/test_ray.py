@@ -20,8 +20,10 @@ from typer.testing import CliRunner
 from cli.featstore import app
 from featstore import Utterance
 from featstore.extractors import ExtractorError
+from featstore.jobs import crew
 from featstore.jobs import ray as ray_engine
-from featstore.jobs.extract import Result, extract
+from featstore.jobs.extract import extract
+from featstore.jobs.result import Result
 from featstore.upkeep import verify as integrity
 from tests.fakes import FakeExtractor, tone
 from tests.test_extract import contents, corpus
@@ -139,7 +141,7 @@ def test_an_utterance_that_always_kills_is_listed_and_the_rest_is_there(tmp_path
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_actors_that_only_die_end_the_extraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_engine, "LOST_IN_A_ROW", 1)
+    monkeypatch.setattr(crew, "LOST_IN_A_ROW", 1)
     with pytest.raises(ExtractorError, match="actors were lost in a row.*illegal memory access"):
         ray_engine.extract(corpus(tmp_path, 24), BrokenExtractor, tmp_path / "s", actors=2, gpu=False, batch_s=5)
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
+from collections.abc import Container
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from featstore import files
-from featstore.store.reader import Store
 from featstore.types import Utterance
 
 Entry = dict[str, str]
@@ -49,14 +49,15 @@ class Failures:
         ------
         OSError : no space, no permission.
         """
-        entries = [self._unwritten.popleft() for _ in range(len(self._unwritten))]
-        if entries:
+        if entries := list(self._unwritten):
             _write(self._store, entries)
+            for _ in entries:  # only now: what could not be written is there for the next time
+                self._unwritten.popleft()
             _show(self._store)
 
 
-def settle(store: Path, feature: str) -> None:
-    """Drop the failures of utterances that the feature holds by now, and gather the rest in one file.
+def settle(store: Path, feature: str, there: Container[str]) -> None:
+    """Drop the failures of utterances that the feature holds by now (`there`), and gather the rest in one file.
 
     Raises
     ------
@@ -65,7 +66,6 @@ def settle(store: Path, feature: str) -> None:
     listed, paths = _read(store)
     if not paths:
         return
-    there = Store(store).index(feature).rows
     kept = [entry for (name, id), entry in listed.items() if name != feature or id not in there]
     if len(paths) > 1 or len(kept) < len(listed):
         if kept:
