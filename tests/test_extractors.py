@@ -293,15 +293,34 @@ def test_mimi_batches_on_a_gpu_pad_without_a_trace(
     assert alone == [frames.tobytes() for frames in found]
 
 
-def test_mimi_in_bfloat16(nano_mimi: mimi.MimiExtractor) -> None:
-    """The check that chooses the precision, on the CPU's own half precision; the exact weights stay exact."""
+def test_mimi_in_bfloat16(nano_mimi: mimi.MimiExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision is near float32, and the exact weights stay exact.
+
+    Without oneDNN: its bfloat16 convolutions are plainly wrong for some shapes on CPUs with AMX (torch 2.9.1, oneDNN
+    3.7.1: 16 channels, kernel 8, stride 4, which a nano Mimi has and a full one has not: an output unrelated to the
+    right one), which is no matter of our code. What users meet there is in the next test.
+    """
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     before = nano_mimi._probe("float32")
     cosine = agreement(before, nano_mimi._probe("bfloat16"))
-    assert 0.9 < cosine < 1
+    assert 0.999 < cosine < 1
     np.testing.assert_array_equal(nano_mimi._probe("float32"), before)
     half = create("mimi", weights="random:0", device="cpu", precision="bfloat16")
     assert half.spec.settings["precision"] == "bfloat16" and half.spec.fingerprint != nano_mimi.spec.fingerprint
     assert agreement(before, half.extract([probe_wave(24000)])[0]) == pytest.approx(cosine)
+
+
+def test_half_precision_is_near_float32_or_refused(nano_mimi: mimi.MimiExtractor) -> None:
+    """On whatever machine this runs: nobody gets features that are more than a rounding away from float32's."""
+    before = nano_mimi._probe("float32")
+    for precision in ("bfloat16", "float16"):
+        try:
+            half = create("mimi", weights="random:0", device="cpu", precision=precision)
+        except ExtractorError as error:
+            assert f"precision '{precision}': on this machine (cpu)" in str(error) and "\n" not in str(error)
+            assert agreement(before, nano_mimi._probe(precision)) < 0.9
+        else:
+            assert agreement(before, half.extract([probe_wave(24000)])[0]) >= 0.9
 
 
 def test_mimi_long_file_in_bounded_memory(
