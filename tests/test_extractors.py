@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import subprocess
 import sys
 import tarfile
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +19,20 @@ import torch
 from safetensors.torch import save_file
 
 from featstore import extractors
-from featstore.extractors import ExtractorError, create, mimi, titanet, titanet_dense, titanet_windows, weights
+from featstore.extractors import (
+    ExtractorError,
+    checked_wave,
+    create,
+    mimi,
+    titanet,
+    titanet_dense,
+    titanet_windows,
+    weights,
+)
 from featstore.extractors.device import agreement, choose_device, choose_precision, probe_wave
-from tests.extractor_contract import check_extractor, speech_like
+from featstore.testing import check_extractor, speech_like
+from tests.conftest import ROOT
+from tests.fakes import FakeExtractor
 
 # ------------------------------------------------------------------------------------------------ lookup
 
@@ -110,6 +123,59 @@ class _Blocked:
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
         if fullname.split(".")[0] == self.name:
             raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+
+
+def test_the_contract_needs_no_pytest() -> None:
+    script = "import sys, featstore.testing; sys.exit('pytest' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+class _Spoilt(FakeExtractor):
+    """The tests' own encoder with one fault; each is what the contract has been seen to catch."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault, self.calls = fault, 0
+        if fault == "path":
+            self.spec = replace(self.spec, settings={"weights": "/home/me/weights"})
+
+    def extract(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+        self.calls += 1
+        waves = [checked_wave(wave, self.spec) for wave in waves] if self.fault != "lenient" else waves
+        if self.fault == "writes" and waves and waves[0].flags.writeable:
+            waves[0][:100] = 0
+        frames = [self._frames(wave) for wave in waves]
+        return {
+            "double": lambda: [f.astype(np.float64) for f in frames],
+            "narrow": lambda: [f[:, :7] for f in frames],
+            "short": lambda: [f[:-3] for f in frames],
+            "infinite": lambda: [f / 0 for f in frames],
+            "still": lambda: [np.ones_like(f) for f in frames],
+            "counts": lambda: [f + self.calls for f in frames],
+            "company": lambda: [f + len(waves) for f in frames],
+        }.get(self.fault, lambda: frames)()
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("path", "setting 'weights' is a path of this machine"),
+        ("double", "expected frames in float32, found float64"),
+        ("narrow", r"expected frames of shape \(frames, 8\), found \(7, 7\)"),
+        ("short", "expected about 6 frames in 0.5 s, found 4"),
+        ("infinite", "a frame is NaN or infinite"),
+        ("still", "frames of changing speech are all the same"),
+        ("counts", "the same wave gives other frames the second time"),
+        ("company", "a wave's frames are others in a batch than alone"),
+        ("lenient", "a wave that is empty: expected a ValueError"),
+        ("writes", "a plain wave was written to"),
+    ],
+)
+def test_the_contract_names_what_does_not_hold(fault: str, says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        check_extractor(_Spoilt(fault))
+    check_extractor(_Spoilt("none"))
 
 
 # ------------------------------------------------------------------------------------------------ device, precision

@@ -29,7 +29,7 @@ class ExtractorError(ValueError):
 
 @runtime_checkable
 class Extractor(Protocol):
-    """Speech in, frames out. ``tests/extractor_contract.py`` checks what any implementation must hold.
+    """Speech in, frames out. ``featstore.testing`` checks what any implementation must hold.
 
     Attributes
     ----------
