@@ -62,6 +62,10 @@ class LogMel:
         padded = np.pad(wave, (0, -wave.size % 160))
         power = np.abs(np.fft.rfft(padded.reshape(-1, 160) * np.hanning(160), 512)) ** 2
         return np.log(power @ self.bank + 1e-6).astype(np.float32)
+
+
+def Buggy(bands):
+    return len(bands)
 '''
 
 
@@ -78,6 +82,7 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         logmel = other_lab_logmel:LogMel
         gone = other_lab_gone:Encoder
         hollow = builtins:dict
+        buggy = other_lab_logmel:Buggy
         """)
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -98,8 +103,12 @@ def test_broken_encoders_of_other_packages(other_package: None) -> None:
         create("gone")
     with pytest.raises(ExtractorError, match="expected an object with `spec`"):
         create("hollow")
-    with pytest.raises(ExtractorError, match="does not take these settings"):
+    with pytest.raises(ExtractorError, match="settings: no setting 'hop_frames'; mimi takes: weights, device, precis"):
         create("mimi", hop_frames=2)
+    with pytest.raises(ExtractorError, match="'buggy' does not take these settings: missing a required argument: 'ba"):
+        create("buggy")
+    with pytest.raises(TypeError, match="has no len"):  # its own bug keeps its traceback
+        create("buggy", bands=3)
 
 
 def test_unknown_name_lists_the_known(other_package: None) -> None:
