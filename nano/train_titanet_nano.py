@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from featstore.extractors.titanet import TITANET_NANO, build_titanet
+from featstore.extractors.titanet_nemo import TITANET_NANO, build_titanet
 from nano.data import Voice, load_voices
 from nano.training import export, train
 

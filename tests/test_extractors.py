@@ -26,6 +26,7 @@ from featstore.extractors import (
     mimi,
     titanet,
     titanet_dense,
+    titanet_nemo,
     titanet_windows,
     weights,
 )
@@ -445,7 +446,7 @@ def nano_titanet() -> titanet.TitaNetExtractor:
 
 
 def _nemo_model(config: dict, seed: int = 0) -> torch.nn.Module:
-    model = titanet.build_titanet(config)
+    model = titanet_nemo.build_titanet(config)
     weights.randomise(model, seed)
     # As if trained: batch norms that are not the identity.
     generator = torch.Generator().manual_seed(seed)
@@ -468,7 +469,7 @@ def _nemo(model: torch.nn.Module, wave: np.ndarray, frame: int) -> np.ndarray:
 
 
 def test_titanet_published_size() -> None:
-    model = titanet.build_titanet()
+    model = titanet_nemo.build_titanet()
     assert sum(value.numel() for value in model.parameters()) == 23_505_648
 
 
@@ -489,7 +490,7 @@ def test_both_features_share_one_grid(nano_mimi: mimi.MimiExtractor, nano_titane
 
 @pytest.mark.parametrize("size", ["nano", pytest.param("full", marks=pytest.mark.slow)])
 def test_titanet_frames_are_nemos(tmp_path: Path, size: str) -> None:
-    config = titanet.TITANET_NANO if size == "nano" else titanet.TITANET_FULL
+    config = titanet_nemo.TITANET_NANO if size == "nano" else titanet_nemo.TITANET_FULL
     model = _nemo_model(config)
     path = tmp_path / "t.safetensors"
     save_file(model.state_dict(), path, metadata={"config": json.dumps(config)})
@@ -533,7 +534,7 @@ def test_titanet_in_half_precision(nano_titanet: titanet.TitaNetExtractor) -> No
     np.testing.assert_array_equal(nano_titanet._probe("float32"), exact)
 
 
-def _nemo_archive(path: Path, model: torch.nn.Module, config: dict) -> Path:
+def nemo_archive(path: Path, model: torch.nn.Module, config: dict) -> Path:
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     members = {"./model_config.yaml": json.dumps(config).encode(), "./model_weights.ckpt": buffer.getvalue()}
@@ -547,10 +548,10 @@ def _nemo_archive(path: Path, model: torch.nn.Module, config: dict) -> Path:
 
 def test_titanet_from_a_nemo_file(tmp_path: Path) -> None:
     """With what a trained model's configuration has besides: data sets, optimiser, augmentation, an angular loss."""
-    model = _nemo_model(titanet.TITANET_NANO)
-    decoder = {key: value for key, value in titanet.TITANET_NANO["decoder"].items() if key != "angular"}
+    model = _nemo_model(titanet_nemo.TITANET_NANO)
+    decoder = {key: value for key, value in titanet_nemo.TITANET_NANO["decoder"].items() if key != "angular"}
     config = {
-        **titanet.TITANET_NANO,
+        **titanet_nemo.TITANET_NANO,
         "decoder": decoder,
         "target": "nemo.collections.asr.models.label_models.EncDecSpeakerLabelModel",
         "nemo_version": "1.9.0",
@@ -560,7 +561,7 @@ def test_titanet_from_a_nemo_file(tmp_path: Path) -> None:
         "spec_augment": {"_target_": "nemo.collections.asr.modules.SpectrogramAugmentation", "freq_masks": 3},
         "optim": {"name": "sgd", "lr": 0.08},
     }
-    path = _nemo_archive(tmp_path / "t.nemo", model, config)
+    path = nemo_archive(tmp_path / "t.nemo", model, config)
     wave = speech_like(16000, 2.0)
     extractor = create("titanet", weights=str(path), device="cpu")
     np.testing.assert_allclose(extractor.extract([wave])[0][12], _nemo(model, wave, 12), atol=1e-4)
@@ -568,7 +569,7 @@ def test_titanet_from_a_nemo_file(tmp_path: Path) -> None:
 
 
 def test_titanet_refuses_other_networks(tmp_path: Path) -> None:
-    nano = titanet.TITANET_NANO
+    nano = titanet_nemo.TITANET_NANO
     model = _nemo_model(nano)
     wide = {**nano["encoder"], "jasper": [{**block, "filters": 100_000} for block in nano["encoder"]["jasper"]]}
     cases = (
