@@ -76,6 +76,10 @@ class TitaNetExtractor:
             log_mel, net = windows.LogMel(model), WindowNet(model)
         except (ValueError, AttributeError, TypeError) as error:
             raise sources.WeightsError(f"{source.label}: not a TitaNet: {error}") from None
+        if (found := net.embed.out_features) != DIM:
+            raise sources.WeightsError(
+                f"{source.label}: expected a TitaNet with embeddings of {DIM} dimensions, found {found}"
+            )
         _check_against_nemo(model, log_mel, net, source)
         self._log_mel = log_mel.to(self._device)
         self._nets = {"float32": net.to(self._device)}
