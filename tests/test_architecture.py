@@ -40,7 +40,7 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 #: All code but the tests, which make pickles to attack with.
-CODE = sorted(p for package in (*ORDER, "benchmarks", "data_manifests", "nano") for p in (ROOT / package).rglob("*.py"))
+CODE = sorted(p for package in (*ORDER, "benchmarks", "data_manifests") for p in (ROOT / package).rglob("*.py"))
 #: pandas has read_pickle, joblib and the rest are made of pickle.
 UNPICKLERS = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "pandas", "shelve"}
 #: Exceptions have to be caught.

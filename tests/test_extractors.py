@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import subprocess
 import sys
 import tarfile
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +19,21 @@ import torch
 from safetensors.torch import save_file
 
 from featstore import extractors
-from featstore.extractors import ExtractorError, create, mimi, titanet, titanet_dense, titanet_windows, weights
+from featstore.extractors import (
+    ExtractorError,
+    checked_wave,
+    create,
+    mimi,
+    titanet,
+    titanet_dense,
+    titanet_nemo,
+    titanet_windows,
+    weights,
+)
 from featstore.extractors.device import agreement, choose_device, choose_precision, probe_wave
-from tests.extractor_contract import check_extractor, speech_like
+from featstore.testing import check_extractor, speech_like
+from tests.conftest import ROOT
+from tests.fakes import FakeExtractor
 
 # ------------------------------------------------------------------------------------------------ lookup
 
@@ -49,6 +63,10 @@ class LogMel:
         padded = np.pad(wave, (0, -wave.size % 160))
         power = np.abs(np.fft.rfft(padded.reshape(-1, 160) * np.hanning(160), 512)) ** 2
         return np.log(power @ self.bank + 1e-6).astype(np.float32)
+
+
+def Buggy(bands):
+    return len(bands)
 '''
 
 
@@ -65,6 +83,7 @@ def other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         logmel = other_lab_logmel:LogMel
         gone = other_lab_gone:Encoder
         hollow = builtins:dict
+        buggy = other_lab_logmel:Buggy
         """)
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -85,8 +104,12 @@ def test_broken_encoders_of_other_packages(other_package: None) -> None:
         create("gone")
     with pytest.raises(ExtractorError, match="expected an object with `spec`"):
         create("hollow")
-    with pytest.raises(ExtractorError, match="does not take these settings"):
+    with pytest.raises(ExtractorError, match="settings: no setting 'hop_frames'; mimi takes: weights, device, precis"):
         create("mimi", hop_frames=2)
+    with pytest.raises(ExtractorError, match="'buggy' does not take these settings: missing a required argument: 'ba"):
+        create("buggy")
+    with pytest.raises(TypeError, match="has no len"):  # its own bug keeps its traceback
+        create("buggy", bands=3)
 
 
 def test_unknown_name_lists_the_known(other_package: None) -> None:
@@ -110,6 +133,59 @@ class _Blocked:
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
         if fullname.split(".")[0] == self.name:
             raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+
+
+def test_the_contract_needs_no_pytest() -> None:
+    script = "import sys, featstore.testing; sys.exit('pytest' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
+
+
+class _Spoilt(FakeExtractor):
+    """The tests' own encoder with one fault; each is what the contract has been seen to catch."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault, self.calls = fault, 0
+        if fault == "path":
+            self.spec = replace(self.spec, settings={"weights": "/home/me/weights"})
+
+    def extract(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+        self.calls += 1
+        waves = [checked_wave(wave, self.spec) for wave in waves] if self.fault != "lenient" else waves
+        if self.fault == "writes" and waves and waves[0].flags.writeable:
+            waves[0][:100] = 0
+        frames = [self._frames(wave) for wave in waves]
+        return {
+            "double": lambda: [f.astype(np.float64) for f in frames],
+            "narrow": lambda: [f[:, :7] for f in frames],
+            "short": lambda: [f[:-3] for f in frames],
+            "infinite": lambda: [f / 0 for f in frames],
+            "still": lambda: [np.ones_like(f) for f in frames],
+            "counts": lambda: [f + self.calls for f in frames],
+            "company": lambda: [f + len(waves) for f in frames],
+        }.get(self.fault, lambda: frames)()
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("path", "setting 'weights' is a path of this machine"),
+        ("double", "expected frames in float32, found float64"),
+        ("narrow", r"expected frames of shape \(frames, 8\), found \(7, 7\)"),
+        ("short", "expected about 6 frames in 0.5 s, found 4"),
+        ("infinite", "a frame is NaN or infinite"),
+        ("still", "frames of changing speech are all the same"),
+        ("counts", "the same wave gives other frames the second time"),
+        ("company", "a wave's frames are others in a batch than alone"),
+        ("lenient", "a wave that is empty: expected a ValueError"),
+        ("writes", "a plain wave was written to"),
+    ],
+)
+def test_the_contract_names_what_does_not_hold(fault: str, says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        check_extractor(_Spoilt(fault))
+    check_extractor(_Spoilt("none"))
 
 
 # ------------------------------------------------------------------------------------------------ device, precision
@@ -293,15 +369,34 @@ def test_mimi_batches_on_a_gpu_pad_without_a_trace(
     assert alone == [frames.tobytes() for frames in found]
 
 
-def test_mimi_in_bfloat16(nano_mimi: mimi.MimiExtractor) -> None:
-    """The check that chooses the precision, on the CPU's own half precision; the exact weights stay exact."""
+def test_mimi_in_bfloat16(nano_mimi: mimi.MimiExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision is near float32, and the exact weights stay exact.
+
+    Without oneDNN: its bfloat16 convolutions are plainly wrong for some shapes on CPUs with AMX (torch 2.9.1, oneDNN
+    3.7.1: 16 channels, kernel 8, stride 4, which a nano Mimi has and a full one has not: an output unrelated to the
+    right one), which is no matter of our code. What users meet there is in the next test.
+    """
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     before = nano_mimi._probe("float32")
     cosine = agreement(before, nano_mimi._probe("bfloat16"))
-    assert 0.9 < cosine < 1
+    assert 0.999 < cosine < 1
     np.testing.assert_array_equal(nano_mimi._probe("float32"), before)
     half = create("mimi", weights="random:0", device="cpu", precision="bfloat16")
     assert half.spec.settings["precision"] == "bfloat16" and half.spec.fingerprint != nano_mimi.spec.fingerprint
     assert agreement(before, half.extract([probe_wave(24000)])[0]) == pytest.approx(cosine)
+
+
+def test_half_precision_is_near_float32_or_refused(nano_mimi: mimi.MimiExtractor) -> None:
+    """On whatever machine this runs: nobody gets features that are more than a rounding away from float32's."""
+    before = nano_mimi._probe("float32")
+    for precision in ("bfloat16", "float16"):
+        try:
+            half = create("mimi", weights="random:0", device="cpu", precision=precision)
+        except ExtractorError as error:
+            assert f"precision '{precision}': on this machine (cpu)" in str(error) and "\n" not in str(error)
+            assert agreement(before, nano_mimi._probe(precision)) < 0.9
+        else:
+            assert agreement(before, half.extract([probe_wave(24000)])[0]) >= 0.9
 
 
 def test_mimi_long_file_in_bounded_memory(
@@ -351,7 +446,7 @@ def nano_titanet() -> titanet.TitaNetExtractor:
 
 
 def _nemo_model(config: dict, seed: int = 0) -> torch.nn.Module:
-    model = titanet.build_titanet(config)
+    model = titanet_nemo.build_titanet(config)
     weights.randomise(model, seed)
     # As if trained: batch norms that are not the identity.
     generator = torch.Generator().manual_seed(seed)
@@ -374,7 +469,7 @@ def _nemo(model: torch.nn.Module, wave: np.ndarray, frame: int) -> np.ndarray:
 
 
 def test_titanet_published_size() -> None:
-    model = titanet.build_titanet()
+    model = titanet_nemo.build_titanet()
     assert sum(value.numel() for value in model.parameters()) == 23_505_648
 
 
@@ -395,7 +490,7 @@ def test_both_features_share_one_grid(nano_mimi: mimi.MimiExtractor, nano_titane
 
 @pytest.mark.parametrize("size", ["nano", pytest.param("full", marks=pytest.mark.slow)])
 def test_titanet_frames_are_nemos(tmp_path: Path, size: str) -> None:
-    config = titanet.TITANET_NANO if size == "nano" else titanet.TITANET_FULL
+    config = titanet_nemo.TITANET_NANO if size == "nano" else titanet_nemo.TITANET_FULL
     model = _nemo_model(config)
     path = tmp_path / "t.safetensors"
     save_file(model.state_dict(), path, metadata={"config": json.dumps(config)})
@@ -439,7 +534,7 @@ def test_titanet_in_half_precision(nano_titanet: titanet.TitaNetExtractor) -> No
     np.testing.assert_array_equal(nano_titanet._probe("float32"), exact)
 
 
-def _nemo_archive(path: Path, model: torch.nn.Module, config: dict) -> Path:
+def nemo_archive(path: Path, model: torch.nn.Module, config: dict) -> Path:
     buffer = io.BytesIO()
     torch.save(model.state_dict(), buffer)
     members = {"./model_config.yaml": json.dumps(config).encode(), "./model_weights.ckpt": buffer.getvalue()}
@@ -453,10 +548,10 @@ def _nemo_archive(path: Path, model: torch.nn.Module, config: dict) -> Path:
 
 def test_titanet_from_a_nemo_file(tmp_path: Path) -> None:
     """With what a trained model's configuration has besides: data sets, optimiser, augmentation, an angular loss."""
-    model = _nemo_model(titanet.TITANET_NANO)
-    decoder = {key: value for key, value in titanet.TITANET_NANO["decoder"].items() if key != "angular"}
+    model = _nemo_model(titanet_nemo.TITANET_NANO)
+    decoder = {key: value for key, value in titanet_nemo.TITANET_NANO["decoder"].items() if key != "angular"}
     config = {
-        **titanet.TITANET_NANO,
+        **titanet_nemo.TITANET_NANO,
         "decoder": decoder,
         "target": "nemo.collections.asr.models.label_models.EncDecSpeakerLabelModel",
         "nemo_version": "1.9.0",
@@ -466,7 +561,7 @@ def test_titanet_from_a_nemo_file(tmp_path: Path) -> None:
         "spec_augment": {"_target_": "nemo.collections.asr.modules.SpectrogramAugmentation", "freq_masks": 3},
         "optim": {"name": "sgd", "lr": 0.08},
     }
-    path = _nemo_archive(tmp_path / "t.nemo", model, config)
+    path = nemo_archive(tmp_path / "t.nemo", model, config)
     wave = speech_like(16000, 2.0)
     extractor = create("titanet", weights=str(path), device="cpu")
     np.testing.assert_allclose(extractor.extract([wave])[0][12], _nemo(model, wave, 12), atol=1e-4)
@@ -474,7 +569,7 @@ def test_titanet_from_a_nemo_file(tmp_path: Path) -> None:
 
 
 def test_titanet_refuses_other_networks(tmp_path: Path) -> None:
-    nano = titanet.TITANET_NANO
+    nano = titanet_nemo.TITANET_NANO
     model = _nemo_model(nano)
     wide = {**nano["encoder"], "jasper": [{**block, "filters": 100_000} for block in nano["encoder"]["jasper"]]}
     cases = (

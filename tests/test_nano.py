@@ -13,7 +13,7 @@ import soundfile
 import torch
 from safetensors import safe_open
 
-from nano import data, train_mimi_nano, train_titanet_nano, training
+from data_manifests.nano import data, mimi_targets, train_mimi_nano, train_titanet_nano, training
 
 ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "featstore" / "extractors" / "demo"
@@ -160,24 +160,24 @@ def test_augmentation_keeps_shape_and_is_finite() -> None:
 
 
 def test_mimi_nano_targets_line_up_with_the_latents() -> None:
-    targets = train_mimi_nano.Targets()
-    wave = torch.zeros(1, 5 * train_mimi_nano.FRAME_SAMPLES)
-    wave[:, 2 * train_mimi_nano.FRAME_SAMPLES : 3 * train_mimi_nano.FRAME_SAMPLES] = torch.sin(
-        2 * torch.pi * 200 / 24_000 * torch.arange(train_mimi_nano.FRAME_SAMPLES)
+    targets = mimi_targets.Targets()
+    wave = torch.zeros(1, 5 * mimi_targets.FRAME_SAMPLES)
+    wave[:, 2 * mimi_targets.FRAME_SAMPLES : 3 * mimi_targets.FRAME_SAMPLES] = torch.sin(
+        2 * torch.pi * 200 / 24_000 * torch.arange(mimi_targets.FRAME_SAMPLES)
     )
     mel, period = targets(wave)
-    assert mel.shape == (1, 5, 6 * train_mimi_nano.MELS)
-    assert period.shape == (1, 5, 2 * train_mimi_nano.LAGS)
+    assert mel.shape == (1, 5, 6 * mimi_targets.MELS)
+    assert period.shape == (1, 5, 2 * mimi_targets.LAGS)
     assert int(mel.amax(-1).argmax()) == 2
     # A tone of 200 Hz correlates with itself 5 ms later.
-    best = int(targets.lags[period[0, 2, : train_mimi_nano.LAGS][8:].argmax() + 8])
+    best = int(targets.lags[period[0, 2, : mimi_targets.LAGS][8:].argmax() + 8])
     assert best == pytest.approx(24_000 * 0.005, rel=0.1)
 
 
 def test_acoustic_units_do_not_hear_the_channel() -> None:
-    units, targets = train_mimi_nano.Units(), train_mimi_nano.Targets()
-    mel = targets.mel(torch.randn(1, 20 * train_mimi_nano.FRAME_SAMPLES) * 0.1)
-    channel = torch.linspace(-1, 1, train_mimi_nano.MELS)
+    units, targets = mimi_targets.Units(), mimi_targets.Targets()
+    mel = targets.mel(torch.randn(1, 20 * mimi_targets.FRAME_SAMPLES) * 0.1)
+    channel = torch.linspace(-1, 1, mimi_targets.MELS)
     features = []
     for heard in (mel, mel + channel):
         heard = heard - heard.mean(1, keepdim=True)
@@ -198,6 +198,6 @@ def test_the_shipped_weights_are_there_with_their_config(name: str) -> None:
 
 def test_the_shipped_weights_are_small_and_have_a_model_card() -> None:
     assert sum(path.stat().st_size for path in WEIGHTS.glob("*.safetensors")) <= 8e6
-    card = (ROOT / "nano" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    card = (ROOT / "data_manifests" / "nano" / "MODEL_CARD.md").read_text(encoding="utf-8")
     for needed in ("CC BY 4.0", "Panayotov", "eSpeak NG", "not Mimi", "not TitaNet"):
         assert needed in card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import shutil
@@ -15,7 +16,7 @@ import soundfile
 from pyannote.core import Annotation, Segment
 
 from featstore.corpora.manifest import read_manifest
-from featstore.simulation.audio_out import write_audio
+from featstore.simulation.audio_out import _ogg_crc, write_audio
 from featstore.simulation.recipe import Recipe, read_recipe
 from featstore.simulation.session import _conversation, _Source, speech_and_overlap_s, speech_segments_s
 from featstore.simulation.simulate import simulate
@@ -352,6 +353,14 @@ def test_audio_files_are_the_same_bytes_and_length(tmp_path: Path, audio_format:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]  # no temporary file stays
     with pytest.raises(ValueError, match="audio_format"):
         write_audio(tmp_path / "c", wave, RATE, "mp3")
+
+
+def test_the_checksum_of_an_ogg_page_is_libsndfiles() -> None:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, tone(440, [(0.1, 9.0)], 9.0), RATE, format="OGG", subtype="OPUS")
+    for page in buffer.getvalue().split(b"OggS")[1:]:
+        page = b"OggS" + page
+        assert _ogg_crc(page[:22] + bytes(4) + page[26:]) == page[22:26]
 
 
 # --- splits, bad input -------------------------------------------------------------------------------------------

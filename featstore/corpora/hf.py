@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from featstore.types import Utterance
 _ID_COLUMNS = ("id", "utt_id", "utterance_id", "file")
 _SPEAKER_COLUMNS = ("speaker", "speaker_id", "label")
 _RECORDING_COLUMNS = ("recording", "session_id", "chapter_id", "video_id")
+#: `lru_cache` does not lock: without it, every decoding thread that finds nothing would load.
+_LOADING = threading.Lock()
 
 
 def read_dataset(reference: str) -> list[Utterance]:
@@ -40,7 +43,7 @@ def read_dataset(reference: str) -> list[Utterance]:
             fact = facts[row] if facts.column_names else {}
             speaker = fact.get(speaker_column)
             if names and speaker is not None:
-                speaker = names[speaker]
+                speaker = names[speaker] if speaker >= 0 else None  # -1 is the library's "no label"
             id = str(fact[id_column]) if id_column else f"{split}/{row:08d}"
             query = urlencode({k: v for k, v in source.items() if v} | {"split": split, "row": row})
             utterances.append(
@@ -104,8 +107,13 @@ def _parse(reference: str) -> dict[str, str]:
     return {"path": f"hf:{quote(name)}", "config": config, "wanted": wanted}
 
 
-@lru_cache(maxsize=8)
 def _splits(path: str, config: str, wanted: str) -> dict[str, Any]:
+    with _LOADING:
+        return _load(path, config, wanted)
+
+
+@lru_cache(maxsize=8)
+def _load(path: str, config: str, wanted: str) -> dict[str, Any]:
     try:
         import datasets
     except ImportError:

@@ -24,6 +24,8 @@ _ID = ("utt_id", "id", "uniq_id")
 _SPEAKER = ("speaker", "label")
 _RECORDING = ("recording", "session_id")
 _READ = {"audio_filepath", "offset", "duration", "split", "rttm_filepath", *_ID, *_SPEAKER, *_RECORDING}
+#: Of NeMo's own manifests, `simulate`'s among them: to read them would change nothing here.
+_HARMLESS = {"text", "num_speakers", "ctm_filepath", "words", "alignments"}
 #: Values of `label` that NeMo uses for “not one speaker”.
 _NO_SPEAKER = {"infer", "-", ""}
 
@@ -67,7 +69,7 @@ def read_manifest(
 
 
 def ignored_keys(path: str | PathLike[str]) -> list[str]:
-    """Keys of a JSONL manifest that nothing here reads, for telling the user; sorted."""
+    """Keys of a JSONL manifest that nothing here reads and that might be meant to be, for telling the user; sorted."""
     if str(path).startswith("hf:") or not Path(path).is_file():
         return []
     keys: set[str] = set()
@@ -75,7 +77,7 @@ def ignored_keys(path: str | PathLike[str]) -> list[str]:
         for line in file:
             if line.strip():
                 keys |= json.loads(line).keys()
-    return sorted(keys - _READ)
+    return sorted(keys - _READ - _HARMLESS)
 
 
 def _read_jsonl(path: Path, bound: Path | None) -> list[Utterance]:

@@ -29,7 +29,7 @@ class ExtractorError(ValueError):
 
 @runtime_checkable
 class Extractor(Protocol):
-    """Speech in, frames out. ``tests/extractor_contract.py`` checks what any implementation must hold.
+    """Speech in, frames out. ``featstore.testing`` checks what any implementation must hold.
 
     Attributes
     ----------
@@ -77,6 +77,7 @@ def create(name: str, **settings: Any) -> Extractor:
     """
     settings = {key: value for key, value in settings.items() if value is not None}
     factory = _factory(name)
+    _check_settings(name, factory, settings)
     try:
         extractor = factory(**settings)
     except ModuleNotFoundError as error:
@@ -86,14 +87,6 @@ def create(name: str, **settings: Any) -> Extractor:
         raise ExtractorError(
             f"extractor {name!r} needs {needs[0]}, which is not installed; where whowhen was cloned: pip install -e '.[extract]'"
         ) from None
-    except TypeError as error:
-        # Only the call itself: a TypeError from inside the factory is a bug and keeps its traceback.
-        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-            raise
-        takes = inspect.signature(factory).parameters
-        unknown = next((key for key in settings if key not in takes), None)
-        why = f"no setting {unknown!r}; {name} takes: {', '.join(takes)}" if unknown else str(error)
-        raise ExtractorError(f"extractor {name!r} does not take these settings: {why}") from None
     if not isinstance(getattr(extractor, "spec", None), FeatureSpec) or not callable(
         getattr(extractor, "extract", None)
     ):
@@ -101,6 +94,19 @@ def create(name: str, **settings: Any) -> Extractor:
             f"extractor {name!r}: expected an object with `spec` (a FeatureSpec) and `extract`, found {extractor!r}"
         )
     return extractor
+
+
+def _check_settings(name: str, factory: Callable[..., Extractor], settings: dict[str, Any]) -> None:
+    try:
+        takes = inspect.signature(factory)
+    except ValueError:  # compiled code need not say what it takes
+        return
+    try:
+        takes.bind(**settings)
+    except TypeError as error:
+        unknown = next((key for key in settings if key not in takes.parameters), None)
+        why = f"no setting {unknown!r}; {name} takes: {', '.join(takes.parameters)}" if unknown else str(error)
+        raise ExtractorError(f"extractor {name!r} does not take these settings: {why}") from None
 
 
 def checked_wave(wave: NDArray, spec: FeatureSpec) -> NDArray[np.float32]:

@@ -20,6 +20,9 @@ A, B = TypeVar("A"), TypeVar("B")
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 #: Half precision is used on its own accord only where every frame keeps this cosine to float32's.
 MIN_COSINE = 0.999
+#: Asked for, it may cost more, but a frame below this is no rounding: some libraries' kernels for half precision return
+#: plainly wrong numbers for some shapes (oneDNN 3.7's bfloat16 convolutions on CPUs with AMX, for one).
+WORST_COSINE = 0.9
 
 
 def choose_device(device: str) -> torch.device:
@@ -58,19 +61,26 @@ def choose_precision(wanted: str, device: torch.device, encode: Callable[[str], 
     ----------
     wanted : "float32", "float16", "bfloat16", or "auto": float32, except float16 on CUDA where `agreement` of the
         features of a probe signal is at least `MIN_COSINE`.
-    encode : features ``(frames, dim)`` of the probe signal in the named precision; only called for "auto".
+    encode : features ``(frames, dim)`` of the probe signal in the named precision; not called for float32.
 
     Raises
     ------
-    ExtractorError : unknown name.
+    ExtractorError : unknown name, or this machine's `wanted` gives other features than float32.
     """
-    if wanted != "auto":
-        if wanted not in PRECISIONS:
-            raise ExtractorError(f"precision {wanted!r}: expected auto, {', '.join(PRECISIONS)}")
-        return wanted
-    if device.type != "cuda":
-        return "float32"
-    return "float16" if agreement(encode("float32"), encode("float16")) >= MIN_COSINE else "float32"
+    if wanted not in ("auto", *PRECISIONS):
+        raise ExtractorError(f"precision {wanted!r}: expected auto, {', '.join(PRECISIONS)}")
+    half = wanted if wanted != "auto" else "float16" if device.type == "cuda" else "float32"
+    if half == "float32":
+        return half
+    cosine = agreement(encode("float32"), encode(half))
+    if wanted == "auto":
+        return half if cosine >= MIN_COSINE else "float32"
+    if cosine < WORST_COSINE:
+        raise ExtractorError(
+            f"precision {wanted!r}: on this machine ({device}) a frame's cosine to float32 is {cosine:.3f}, expected at "
+            f"least {WORST_COSINE}: more than rounding; use --precision float32"
+        )
+    return wanted
 
 
 def each(function: Callable[[A], B], items: Sequence[A], device: torch.device) -> list[B]:

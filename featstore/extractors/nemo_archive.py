@@ -107,10 +107,10 @@ def _check_targets(node: Any) -> None:
 
 
 def _tensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
+    # For good, since `catch_warnings` swaps the filters of all threads; what it is about is refused or loaded below.
+    warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise WeightsError(
             f"{name} refused: its checkpoint holds more than tensors (a pickle that could run code). Get the file "

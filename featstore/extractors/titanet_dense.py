@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from featstore.extractors.titanet_windows import FRAME_SAMPLES, MIN_SAMPLES, WINDOW_SAMPLES, LogMel, WindowNet
+from featstore.extractors.titanet_network import WindowNet
+from featstore.extractors.titanet_windows import FRAME_SAMPLES, MIN_SAMPLES, WINDOW_SAMPLES, LogMel
 
 _FRAME = FRAME_SAMPLES // 160  # spectrogram frames
 _WINDOW = WINDOW_SAMPLES // 160

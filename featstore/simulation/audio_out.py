@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import struct
-from functools import cache
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from featstore.files import write_atomically
 
 _OPUS_LEVEL = 0.975  # libsndfile's scale of 0 to 1: 12 kbit/s, at which Opus codes speech up to 8 kHz
+_MIRROR = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # the bits of a byte in the other order
 
 
 def write_audio(
@@ -50,27 +50,15 @@ def _with_fixed_serial(data: bytes) -> bytes:
     out, at = bytearray(data), 0
     while at < len(out):
         segments = out[at + 26]
-        size = 27 + segments + sum(out[at + 27 : at + 27 + segments])
-        out[at + 14 : at + 18] = struct.pack("<I", 1)
+        end = at + 27 + segments + sum(out[at + 27 : at + 27 + segments])
+        out[at + 14 : at + 18] = (1).to_bytes(4, "little")
         out[at + 22 : at + 26] = bytes(4)
-        out[at + 22 : at + 26] = struct.pack("<I", _ogg_crc(out[at : at + size]))
-        at += size
+        out[at + 22 : at + 26] = _ogg_crc(out[at:end])
+        at = end
     return bytes(out)
 
 
-@cache
-def _crc_table() -> tuple[int, ...]:
-    table = []
-    for byte in range(256):
-        value = byte << 24
-        for _ in range(8):
-            value = (value << 1) ^ (0x04C11DB7 if value & 0x80000000 else 0)
-        table.append(value & 0xFFFFFFFF)
-    return tuple(table)
-
-
-def _ogg_crc(page: bytes) -> int:
-    value, table = 0, _crc_table()
-    for byte in page:
-        value = (value << 8) & 0xFFFFFFFF ^ table[(value >> 24) ^ byte]
-    return value
+def _ogg_crc(page: bytes) -> bytes:
+    """Ogg's CRC is zlib's polynomial with the bits of every byte in the other order, begun and ended with no ones."""
+    mirrored = zlib.crc32(page.translate(_MIRROR), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return mirrored.to_bytes(4, "big").translate(_MIRROR)

@@ -1,6 +1,6 @@
 """Train titanet-nano: a small TitaNet that tells speakers apart from one to two seconds of speech.
 
-``python -m nano.train_titanet_nano --speech DIR --out RUN [--weights FILE]``; run it again to go on after a stop.
+``python -m data_manifests.nano.train_titanet_nano --speech DIR --out RUN [--weights FILE]``; again to go on after a stop.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from featstore.extractors.titanet import TITANET_NANO, build_titanet
-from nano.data import Voice, load_voices
-from nano.training import export, train
+from data_manifests.nano.data import Voice, load_voices
+from data_manifests.nano.training import export, train
+from featstore.extractors.titanet_nemo import TITANET_NANO, build_titanet
 
 SAMPLE_RATE_HZ = 16000
 BATCH = 32
@@ -147,7 +147,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     def save(step: int) -> None:
         state = {k: v for k, v in module.state_dict().items() if k != "speakers" and not k.startswith(LEFT_OUT)}
-        about = {"trained": f"{step} of {args.steps} steps, {len(names)} speakers", "licence": "see nano/MODEL_CARD.md"}
+        about = {
+            "trained": f"{step} of {args.steps} steps, {len(names)} speakers",
+            "licence": "see data_manifests/nano/MODEL_CARD.md",
+        }
         export(state, settings, weights, about)
 
     loop = {"steps": args.steps, "seed": args.seed, "rate": args.rate, "stop_at": args.stop_at}

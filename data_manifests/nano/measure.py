@@ -1,6 +1,6 @@
 """EERs of titanet, the probe and raw mimi on one trial list, with intervals by speaker and paired differences.
 
-``python -m nano.measure --store STORE --probe RUN --trials FILE`` prints the table of MODEL_CARD.md; with
+``python -m data_manifests.nano.measure --store STORE --probe RUN --trials FILE`` prints the table of MODEL_CARD.md; with
 ``--diarization RUN …`` also how well those runs find who spoke when, and speech at all.
 """
 
