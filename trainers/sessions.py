@@ -71,7 +71,7 @@ def common_grid(store: Store, features: Sequence[str]) -> FrameGrid:
 def load_sessions(store: Store, config: FitConfig) -> Sessions:
     """Every utterance with turns, split by recording.
 
-    Where there is no ``split=dev``, a `dev_fraction` of the training recordings is held out; where there is no
+    Where there is no ``split=dev``, a `dev_fraction` of the training recordings is held out, but never all; where there is no
     ``split=test``, figures are on dev, and the notes say so.
 
     Raises
@@ -153,8 +153,8 @@ def _check_disjoint(splits: dict[str, list[Session]]) -> None:
 
 def _hold_out(train: list[Session], config: FitConfig) -> tuple[list[Session], list[Session]]:
     recordings = sorted({s.recording for s in train})
-    count = max(1, round(config.dev_fraction * len(recordings)))
     if len(recordings) < 2:
         raise ConfigError("no utterance with turns has split=dev, and train has one recording only: nothing to tune on")
+    count = min(max(1, round(config.dev_fraction * len(recordings))), len(recordings) - 1)
     held = set(np.random.default_rng([config.seed, 1]).permutation(recordings)[:count].tolist())
     return [s for s in train if s.recording not in held], [s for s in train if s.recording in held]
