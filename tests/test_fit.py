@@ -105,7 +105,8 @@ def test_toml_then_settings_then_overrides(tmp_path):
         (["sort_weight=0", "pil_weight=0"], "there is no loss left"),
         (["experiment=9"], "experiment must be one of"),
         (["epochs"], "expected key=value"),
-        (["kind=probe"], "another kind of run"),
+        (["kind=probe"], "kind must be adapter, found 'probe'"),
+        (["trials=x"], "no setting is called 'trials'"),
     ],
 )
 def test_wrong_settings(settings, message):
