@@ -26,12 +26,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 import featstore
 from featstore import MIMI_GRID, FeatureSpec, Turn, Utterance
+from featstore.extractors.device import pick_device
 from trainers.config import FitConfig
-from trainers.data import CropSampler, FrameSource
-from trainers.fit import run_model
-from trainers.losses import hybrid_loss
-from trainers.models import Adapter, pick_device
-from trainers.sessions import load_sessions
+from trainers.diarization.data import CropSampler, FrameSource
+from trainers.diarization.fit import run_model
+from trainers.diarization.losses import hybrid_loss
+from trainers.diarization.models import Adapter
+from trainers.diarization.sessions import load_sessions
 
 SECONDS, CROP_FRAMES, DIM = 300, 1125, 512
 

@@ -79,7 +79,7 @@ def fit(
     if kind is Kind.probe:
         result = _fit_probe(run, opened)
     else:
-        from trainers.fit import fit_diarizer
+        from trainers.diarization.fit import fit_diarizer
 
         result = fit_diarizer(run, opened)
     if as_json:

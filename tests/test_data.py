@@ -15,8 +15,8 @@ from evaluation.frames import turns_to_frames
 from featstore import MIMI_GRID, FrameGrid, Turn, Utterance
 from tests.sessions import make_store, spec
 from trainers.config import ConfigError, FitConfig
-from trainers.data import Crop, CropSampler, FrameSource, _shuffled, rasterise, windows
-from trainers.sessions import common_grid, load_sessions
+from trainers.diarization.data import Crop, CropSampler, FrameSource, _shuffled, rasterise, windows
+from trainers.diarization.sessions import common_grid, load_sessions
 
 CPU = torch.device("cpu")
 SMALL = ("width=8", "heads=2", "layers=1", "ffn=8")

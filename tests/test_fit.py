@@ -23,8 +23,8 @@ from evaluation.rttm import read_rttm, read_uem
 from tests.conftest import ROOT
 from tests.sessions import make_store
 from trainers.config import ConfigError, FitConfig
-from trainers.decode import FrameTally
-from trainers.fit import fit_diarizer, learning_rate_factor
+from trainers.diarization.decode import FrameTally
+from trainers.diarization.fit import fit_diarizer, learning_rate_factor
 from trainers.runs import Run, RunError
 
 TINY = (

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from trainers.losses import (
+from trainers.diarization.losses import (
     all_permutations,
     assignment_costs,
     cost_matrix,

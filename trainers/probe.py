@@ -18,8 +18,9 @@ import featstore
 from evaluation.trials import Trials, read_trials, resolve
 from evaluation.verification import cosine_scores, evaluate_scores
 from featstore import FeatureSpec, FrameGrid, Store
+from featstore.extractors.device import pick_device
 from trainers.config import ConfigError
-from trainers.models import LinearProbe, pick_device
+from trainers.linear_probe import LinearProbe
 from trainers.runs import Run, output_spec
 
 #: Length of the pieces that stand in for a second utterance where no speaker has one.

@@ -7,7 +7,7 @@ import pytest
 import featstore
 from tests.sessions import make_store
 from trainers.config import FitConfig
-from trainers.sessions import load_sessions
+from trainers.diarization.sessions import load_sessions
 
 
 @pytest.mark.parametrize("recordings", [2, 3, 5])

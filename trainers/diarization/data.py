@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from featstore import Store
-from trainers.config import ConfigError, FitConfig
-from trainers.sessions import Session
+from trainers.config import ConfigError
+from trainers.diarization.config import DiarizationConfig
+from trainers.diarization.sessions import Session
 
 # ---- which crops
 
@@ -41,7 +42,7 @@ class CropSampler:
     ConfigError : every session has the weight 0.
     """
 
-    def __init__(self, sessions: Sequence[Session], config: FitConfig, length: int) -> None:
+    def __init__(self, sessions: Sequence[Session], config: DiarizationConfig, length: int) -> None:
         weights = np.array([s.num_frames * _weight(s.id, config.sampling) for s in sessions], dtype=np.float64)
         if not weights.sum() > 0:
             raise ConfigError(f"sampling {config.sampling} gives every training session the weight 0")
@@ -209,7 +210,7 @@ def prefetched(crops: Sequence[Crop], size: int, read: Callable[[Sequence[Crop],
 class FrameSource:
     """Crops of features from the store: from the memory map, or from one tensor that lives on the device."""
 
-    def __init__(self, store: Store, config: FitConfig, length: int, device: torch.device) -> None:
+    def __init__(self, store: Store, config: DiarizationConfig, length: int, device: torch.device) -> None:
         self._store, self._names, self._device = store, config.features, device
         self.length, self.speakers = length, config.speakers
         self.resort = config.protocol == "sound"

@@ -19,15 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featstore import Store
-from trainers import decode, distributed
+from featstore.extractors.device import pick_device
+from trainers import distributed
 from trainers.checkpoint import State, load_best, load_checkpoint, save_checkpoint, trained_tensors
-from trainers.config import FitConfig
-from trainers.data import Batch, Crop, CropSampler, FrameSource, windows
-from trainers.losses import hybrid_loss
-from trainers.models import Adapter, count_parameters, pick_device
+from trainers.diarization import decode
+from trainers.diarization.config import DiarizationConfig
+from trainers.diarization.data import Batch, Crop, CropSampler, FrameSource, windows
+from trainers.diarization.losses import hybrid_loss
+from trainers.diarization.models import Adapter, count_parameters
+from trainers.diarization.sessions import Session, Sessions, load_sessions
 from trainers.progress import Progress
 from trainers.runs import Run, RunError
-from trainers.sessions import Session, Sessions, load_sessions
 
 
 def fit_diarizer(run: Run, store: Store, *, on_step: Callable[[State], None] | None = None) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def fit_diarizer(run: Run, store: Store, *, on_step: Callable[[State], None] | N
 
     Raises
     ------
-    ConfigError : the store does not fit the configuration; see `trainers.data.load_sessions`.
+    ConfigError : the store does not fit the configuration; see `trainers.diarization.data.load_sessions`.
     RunError : the loss is no longer a number; a checkpoint is damaged.
     """
     config = run.config
@@ -95,7 +97,7 @@ def build(run: Run, store: Store, sessions: Sessions, device: torch.device) -> t
         length = max(1, round(config.crop_s / sessions.grid.step_s))
         sizes = {key: getattr(config, key) for key in ("speakers", "width", "layers", "heads", "ffn", "dropout")}
         if config.kind == "unfreeze":
-            from trainers.unfreeze import AudioSource, UnfrozenMimi
+            from trainers.diarization.unfreeze import AudioSource, UnfrozenMimi
 
             source = AudioSource(store, config, length, device)
             return UnfrozenMimi.make(store, config, sizes, length).to(device), source
@@ -104,7 +106,9 @@ def build(run: Run, store: Store, sessions: Sessions, device: torch.device) -> t
         return Adapter(source.dim, **sizes).to(device), source
 
 
-def _resident(source: FrameSource, sessions: list[Session], config: FitConfig, device: torch.device) -> list[Session]:
+def _resident(
+    source: FrameSource, sessions: list[Session], config: DiarizationConfig, device: torch.device
+) -> list[Session]:
     """The sessions to keep in device memory: all of them or none."""
     if config.resident == "auto":
         need = sum(s.num_frames for s in sessions) * source.dim * source.dtype.itemsize
@@ -222,7 +226,7 @@ def _train(
     }
 
 
-def parameter_groups(model: nn.Module, config: FitConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: DiarizationConfig) -> list[dict[str, Any]]:
     """Parameters with the learning rate and the gradient clip they train with; frozen ones are in no group."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     mimi = [p for name, p in named if name.startswith("mimi.")]
@@ -238,7 +242,7 @@ def learning_rate_factor(step: int, warmup_steps: int) -> float:
     return min(step / warmup_steps, math.sqrt(warmup_steps / step))
 
 
-def run_model(model: nn.Module, batch: Batch, config: FitConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+def run_model(model: nn.Module, batch: Batch, config: DiarizationConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     """Logits of one batch and their loss; the reference protocol neither masks padding nor sorts inside the crop."""
     sound = config.protocol == "sound"
     # Without a mask attention can take its fastest kernels.
@@ -267,7 +271,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, source: Any, crops: Sequence[Crop], config: FitConfig, device: torch.device
+    model: nn.Module, source: Any, crops: Sequence[Crop], config: DiarizationConfig, device: torch.device
 ) -> Evaluation:
     """Run the model over crops without training it."""
     model.eval()

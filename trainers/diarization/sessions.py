@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from featstore import FrameGrid, Store, Turn
-from trainers.config import ConfigError, FitConfig
+from trainers.config import ConfigError
+from trainers.diarization.config import DiarizationConfig
 
 # The rounding of FrameGrid.index: a turn that starts on a centre, as floats go, includes that frame.
 _ROUNDING = 1e-9
@@ -68,7 +69,7 @@ def common_grid(store: Store, features: Sequence[str]) -> FrameGrid:
     return first
 
 
-def load_sessions(store: Store, config: FitConfig) -> Sessions:
+def load_sessions(store: Store, config: DiarizationConfig) -> Sessions:
     """Every utterance with turns, split by recording.
 
     Where there is no ``split=dev``, a `dev_fraction` of the training recordings is held out, but never all; where there is no
@@ -151,7 +152,7 @@ def _check_disjoint(splits: dict[str, list[Session]]) -> None:
         )
 
 
-def _hold_out(train: list[Session], config: FitConfig) -> tuple[list[Session], list[Session]]:
+def _hold_out(train: list[Session], config: DiarizationConfig) -> tuple[list[Session], list[Session]]:
     recordings = sorted({s.recording for s in train})
     if len(recordings) < 2:
         raise ConfigError("no utterance with turns has split=dev, and train has one recording only: nothing to tune on")

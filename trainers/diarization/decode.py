@@ -23,11 +23,11 @@ from evaluation.diarization import DiarizationErrors, score
 from evaluation.frames import channel_names, decode, frames_to_turns
 from evaluation.rttm import Turns, write_rttm
 from featstore import FeatureSpec, FrameGrid, Store
-from trainers.config import FitConfig
-from trainers.data import Crop, rasterise
-from trainers.losses import assignment_costs
+from trainers.diarization.config import DiarizationConfig
+from trainers.diarization.data import Crop, rasterise
+from trainers.diarization.losses import assignment_costs
+from trainers.diarization.sessions import Session
 from trainers.runs import Run, output_spec
-from trainers.sessions import Session
 
 
 class FrameTally:
@@ -72,13 +72,13 @@ class Windows:
 
     Parameters
     ----------
-    crops : from `trainers.data.windows`.
+    crops : from `trainers.diarization.data.windows`.
     length : frames of a whole window; the last of a session is shorter.
     sound : score what the session holds, channels in order of arrival in the window. Otherwise, as published, score
         the padding as silence and take the order of arrival in the session.
     """
 
-    def __init__(self, crops: Sequence[Crop], grid: FrameGrid, length: int, config: FitConfig) -> None:
+    def __init__(self, crops: Sequence[Crop], grid: FrameGrid, length: int, config: DiarizationConfig) -> None:
         sound = config.protocol == "sound"
         self.crops, self.grid, self.speakers = list(crops), grid, config.speakers
         self.names = [_window_name(crop, grid) for crop in crops]
@@ -127,7 +127,7 @@ def _clipped(session: Session, start_s: float, end_s: float) -> Turns:
     )
 
 
-def tune(activity: NDArray, windows: Windows, config: FitConfig) -> dict[str, Any]:
+def tune(activity: NDArray, windows: Windows, config: DiarizationConfig) -> dict[str, Any]:
     """Sweep threshold × median filter; the best by DER (sound: optimal mapping, reference: fixed channels).
 
     Returns
