@@ -11,7 +11,9 @@ import featstore
 from featstore import MIMI_GRID, Turn, Utterance
 from trainers.config import ConfigError, FitConfig
 from trainers.diarization.data import Crop, FrameSource
-from trainers.diarization.fit import build, fit_diarizer, parameter_groups, run_model
+from trainers.diarization.evaluate import run_model
+from trainers.diarization.fit import build, fit_diarizer
+from trainers.diarization.loop import parameter_groups
 from trainers.diarization.sessions import load_sessions
 from trainers.runs import Run
 

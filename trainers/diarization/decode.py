@@ -146,14 +146,18 @@ def tune(activity: NDArray, windows: Windows, config: DiarizationConfig) -> dict
 
 
 def measure(
-    run: Run, store: Store, grid: FrameGrid, test: tuple[Sequence[Crop], NDArray], dev: tuple[Sequence[Crop], NDArray]
+    run: Run,
+    store: Store,
+    grid: FrameGrid,
+    test: tuple[Sequence[Crop], NDArray],
+    dev: tuple[Sequence[Crop], NDArray] | None,
 ) -> dict[str, Any]:
     """Tune on dev, decode test, and write what came out: RTTMs, UEM, activities.
 
     Parameters
     ----------
-    test, dev : crops, and the model's activities on them (crops, length, speakers). Where dev is test, as in the
-        reference protocol, the figures say so.
+    test, dev : crops, and the model's activities on them (crops, length, speakers). Without dev, as in the reference
+        protocol, decoding is tuned on test, and the figures say so.
 
     Returns
     -------
@@ -162,8 +166,9 @@ def measure(
     config = run.config
     length = test[1].shape[1]
     windows = Windows(test[0], grid, length, config)
-    on_itself = dev is test
-    decoding = tune(dev[1], windows if on_itself else Windows(dev[0], grid, length, config), config)
+    decoding = (
+        tune(test[1], windows, config) if dev is None else tune(dev[1], Windows(dev[0], grid, length, config), config)
+    )
     hypothesis = windows.turns(test[1], decoding["threshold"], decoding["median"])
     errors = windows.score(hypothesis)
     corpus = sum(errors.values(), DiarizationErrors())
@@ -175,11 +180,11 @@ def measure(
     _write_activity(run, store, grid, *test)
 
     scored = [e for e in errors.values() if e.total_s > 0]
-    notes = ["decoding was tuned on the data that the figures are of"] if on_itself else []
+    notes = ["decoding was tuned on the data that the figures are of"] if dev is None else []
     if corpus.total_s == 0:
         notes.append("nobody speaks in the test sessions: there is no error rate")
     return {
-        "decoding": {"tuned_on": "test" if on_itself else "dev", **decoding},
+        "decoding": {"tuned_on": "test" if dev is None else "dev", **decoding},
         "window_s": length * grid.step_s,
         "num_windows": len(errors),
         "test": corpus.to_json(),
