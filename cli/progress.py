@@ -18,7 +18,8 @@ class Bar:
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._began = self._last = time.monotonic()
+        self._last = time.monotonic()
+        self._first: tuple[float, float] | None = None  # time of the first update, and what was done by then
         self._live = None
         # Of the processes that torchrun started, the first speaks for all.
         if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
@@ -39,11 +40,14 @@ class Bar:
             self._live.start()
 
     def update(self, done: float, of: float, note: str = "") -> None:
+        now = time.monotonic()
+        self._first = self._first or (now, done)  # work that goes on has done much before it began
         if self._live:
             self._live.update(self._task, completed=done, total=of or None, note=note)
-        elif (now := time.monotonic()) - self._last >= _LINE_EVERY_S:
+        elif now - self._last >= _LINE_EVERY_S:
             self._last = now
-            left_s = (now - self._began) * (of - done) / done if done else float("inf")
+            new = done - self._first[1]
+            left_s = (now - self._first[0]) * (of - done) / new if new > 0 else float("inf")
             print(
                 f"{self._title}: {done / of if of else 1:.0%} {note}, {clock(left_s)} left", file=sys.stderr, flush=True
             )

@@ -21,7 +21,7 @@ settings = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid",
 
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
+WholeNumber = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Several = Annotated[

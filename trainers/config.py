@@ -12,9 +12,9 @@ from pydantic import AfterValidator, Field
 from featstore.settings import (
     ConfigError,
     Count,
-    CountOrNone,
     NotNegative,
     Positive,
+    WholeNumber,
     make,
     read_texts,
     read_toml,
@@ -32,9 +32,7 @@ def _features(value: str) -> str:
     return value
 
 
-Features = Annotated[
-    str, AfterValidator(_features), Field(description="of the store; several are joined with + and concatenated")
-]
+Features = Annotated[str, AfterValidator(_features), Field(description="of the store; joined with +: concatenated")]
 
 
 @settings
@@ -42,14 +40,12 @@ class FitConfig:
     """Everything that decides a run. A kind's class holds its defaults: the published recipe."""
 
     kind: str
-    protocol: Literal["sound", "reference"] = Field(
-        "sound", description="reference: as published, its flaws included, for comparison"
-    )
+    protocol: Literal["sound", "reference"] = Field("sound", description="reference: as published, flaws included")
     experiment: Literal["", "1.5", "poc", "2", "2.5", "3"] = Field(
         "", description="row of the report that the run is for; empty: the one of its kind"
     )
     feature: Features = "mimi"
-    seed: CountOrNone = Field(0, description="of everything that is drawn")
+    seed: WholeNumber = Field(0, description="of everything that is drawn")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
 
     @property
@@ -97,6 +93,4 @@ class ProbeConfig(FitConfig):
     batch_size: Count = Field(256, description="vectors a step")
     lr: Positive = Field(1e-3, description="learning rate of Adam")
     trials: str = Field("", description="the trial list")
-    piece_s: NotNegative = Field(
-        0.0, description="train also on the means of pieces this long; 0: on whole utterances only, as published"
-    )
+    piece_s: NotNegative = Field(0.0, description="train also on means of pieces this long; 0: not, as published")

@@ -20,22 +20,12 @@ NAMES = tuple(_KINDS)
 
 
 def settings_of(kind: str) -> Any:
-    """The class of a kind's settings, a subclass of `trainers.config.FitConfig`.
-
-    Raises
-    ------
-    ValueError : no such kind.
-    """
+    """The class of a kind's settings, a subclass of `trainers.config.FitConfig`; ValueError: no such kind."""
     return _load(kind, 0)
 
 
 def function_of(kind: str) -> Callable[..., dict[str, Any]]:
-    """The function that fits a kind.
-
-    Raises
-    ------
-    ValueError : no such kind.
-    """
+    """The function that fits a kind; ValueError: no such kind."""
     return _load(kind, 1)
 
 

@@ -34,6 +34,9 @@ def _counts(value: Any) -> Any:
     return value
 
 
+_Counts = Annotated[int | dict[str, int], BeforeValidator(_counts)]
+
+
 def _pair(value: Any) -> Any:
     """``[low, high]`` as TOML has it, or one number for both."""
     one = isinstance(value, int | float) and not isinstance(value, bool)
@@ -47,6 +50,7 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
 
 
 T = TypeVar("T")
+_Share = Annotated[float, Field(ge=0, le=1)]
 Range = Annotated[tuple[T, T], BeforeValidator(_pair), AfterValidator(_ordered)]
 
 
@@ -55,40 +59,29 @@ class Recipe:
     """What sessions are asked for. A TOML recipe has these keys; ranges are ``[low, high]`` or one number."""
 
     name: Annotated[str, AfterValidator(_safe)] = Field(description="of the recipe; the file's name if not given")
-    sessions: Annotated[int | dict[str, int], BeforeValidator(_counts)] = Field(
-        description="how many; or a table {train = 24, dev = 6} with a count for each split"
-    )
+    sessions: _Counts = Field(description="how many; or a table {train = 24, dev = 6} with a count for each split")
     speakers: Range[Count] = Field(description="number of speakers in a session, drawn evenly from the range")
-    overlap: Range[Annotated[float, Field(ge=0, le=1)]] = Field(
+    overlap: Range[_Share] = Field(
         description="layout conversation: time in which two speak / time in which anybody speaks (NeMo's definition), "
         "at most 0.5; layout pair: length of the overlap / length of the shorter of the two utterances"
     )
-    duration_s: Range[Positive] | None = Field(
-        None, description="of a session; not for layout pair, whose sessions are as long as their speech"
-    )
+    # Not for layout "pair", whose sessions are as long as their speech.
+    duration_s: Range[Positive] | None = Field(None, description="of a session of layout conversation")
     silence: Range[Annotated[float, Field(ge=0, le=0.9)]] = Field(
         (0.15, 0.15), description="time in which nobody speaks / session; pauses inside utterances count"
     )
     layout: Literal["conversation", "pair"] = Field(
-        "conversation",
-        description="pair: one utterance each of two speakers, the second begins before the first ends",
+        "conversation", description="pair: one utterance each of two speakers, the second begins before the first ends"
     )
-    turn_prob: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.875, description="probability that another speaker goes on after a sentence (NeMo's default)"
-    )
-    dominance_sd: NotNegative = Field(
-        0.11, description="spread between speakers' shares of the sentences, around 1/speakers (NeMo's default)"
-    )
+    # The next two: NeMo's defaults.
+    turn_prob: _Share = Field(0.875, description="probability that another speaker goes on after a sentence")
+    dominance_sd: NotNegative = Field(0.11, description="spread of the speakers' shares of sentences around 1/speakers")
     max_turn_s: Positive = Field(15.0, description="utterances longer than this are cut at their pauses")
     pause_s: Positive = Field(0.3, description="pauses longer than this end a turn; shorter ones belong to it")
     level_sd_db: NotNegative = Field(2.0, description="spread of the speakers' levels")
-    noise_snr_db: Range[float] | None = Field(
-        None, description="noise under the whole session, dB below speech; without: none"
-    )
-    min_utterances: Count = Field(
-        1,
-        description="speakers with fewer are left out; utterances come again when a speaker has no other left",
-    )
+    noise_snr_db: Range[float] | None = Field(None, description="noise under it all, dB below speech; None: none")
+    # Utterances come again when a speaker has no other left.
+    min_utterances: Count = Field(1, description="speakers with fewer utterances are left out")
     sample_rate_hz: Count = Field(16_000, description="of the sessions")
     audio_format: Literal["flac", "opus"] = Field("flac", description="opus: Ogg Opus, 12 kbit/s")
 

@@ -17,7 +17,7 @@ from trainers.diarization import decode
 from trainers.diarization.config import DiarizationConfig
 from trainers.diarization.data import Crop, FrameSource, Source, windows
 from trainers.diarization.evaluate import evaluate
-from trainers.diarization.loop import train
+from trainers.diarization.loop import Training
 from trainers.diarization.models import Adapter, count_parameters
 from trainers.diarization.sessions import Session, Sessions, load_sessions
 from trainers.progress import Progress, Unseen
@@ -52,9 +52,10 @@ def fit_diarizer(
             if ranks.first:
                 run.begin()
             shown = progress if progress is not None and ranks.first else Unseen()
-            state = train(run, model, source, sessions, device, ranks, shown, on_step)
+            training = Training(run, model, source, sessions, device, ranks, shown, on_step)
+            training.to_the_end()
             if ranks.first:
-                finished = _finish(run, store, model, source, sessions, device, ranks.count, state)
+                finished = _finish(run, store, sessions, training)
         return finished if ranks.first else {}
 
 
@@ -95,18 +96,9 @@ def _resident(
     return sessions if config.resident == "yes" else []
 
 
-def _finish(
-    run: Run,
-    store: Store,
-    model: nn.Module,
-    source: Source,
-    sessions: Sessions,
-    device: torch.device,
-    ranks: int,
-    state: State,
-) -> dict[str, Any]:
+def _finish(run: Run, store: Store, sessions: Sessions, training: Training) -> dict[str, Any]:
     """Measure the best weights and write result.json, which says that the run has finished."""
-    config = run.config
+    config, state, model, source, device = run.config, training.state, training.model, training.source, training.device
     best = load_best(run, model)
 
     def answers(chosen: Sequence[Session]) -> tuple[list[Crop], NDArray]:
@@ -126,7 +118,7 @@ def _finish(
         "best_dev_loss": best["dev_loss"],
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "ranks": ranks,
+        "ranks": training.ranks.count,
         "epochs": len(state.history),
         "steps": state.step,
         "step_seconds": state.busy_s / state.timed_steps if state.timed_steps else None,

@@ -29,39 +29,17 @@ from trainers.progress import Progress
 from trainers.runs import Run, RunError
 
 
-def train(
-    run: Run,
-    model: nn.Module,
-    source: Source,
-    sessions: Sessions,
-    device: torch.device,
-    ranks: Ranks,
-    progress: Progress,
-    on_step: Callable[[State], None] | None = None,
-) -> State:
-    """Train the model from its last checkpoint, if there is one, to the end of its epochs or of its patience.
+class Training:
+    """A model on its way from its last checkpoint, if there is one, to the end of its epochs or of its patience.
 
     Parameters
     ----------
     on_step : told the state after each step; what it raises ends the run as a kill would.
 
-    Returns
-    -------
-    Where it ended, with what all of it cost; the best weights lie in the run's folder.
-
-    Raises
-    ------
-    RunError : the loss is no longer a number; a checkpoint is damaged.
+    Attributes
+    ----------
+    state : where it stands, with what all of it has cost; the best weights lie in the run's folder.
     """
-    training = _Training(run, model, source, sessions, device, ranks, progress, on_step)
-    with _seeded(device), training.log:
-        while not training.state.finished:
-            training.epoch()
-    return training.state
-
-
-class _Training:
-    """A model on its way, and all that carries it on."""
 
     def __init__(
         self,
@@ -72,7 +50,7 @@ class _Training:
         device: torch.device,
         ranks: Ranks,
         progress: Progress,
-        on_step: Callable[[State], None] | None,
+        on_step: Callable[[State], None] | None = None,
     ) -> None:
         self.run, self.model, self.source, self.config = run, model, source, run.config
         self.device, self.ranks, self.on_step = device, ranks, on_step
@@ -91,6 +69,17 @@ class _Training:
         self.dev_windows = windows(sessions.dev, source.length)
         self.loss_sum = torch.zeros((), dtype=_sum_dtype(device), device=device)
         self.began = time.perf_counter() - self.state.seconds  # as if it had never been stopped
+
+    def to_the_end(self) -> None:
+        """Train all epochs that are left.
+
+        Raises
+        ------
+        RunError : the loss is no longer a number.
+        """
+        with _seeded(self.device), self.log:
+            while not self.state.finished:
+                self.epoch()
 
     def epoch(self) -> None:
         """Train the rest of the epoch, look at dev, and write what it came to."""
