@@ -26,12 +26,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 import featstore
 from featstore import MIMI_GRID, FeatureSpec, Turn, Utterance
+from featstore.extractors.device import pick_device
 from trainers.config import FitConfig
-from trainers.data import CropSampler, FrameSource
-from trainers.fit import run_model
-from trainers.losses import hybrid_loss
-from trainers.models import Adapter, pick_device
-from trainers.sessions import load_sessions
+from trainers.diarization.data import CropSampler, FrameSource
+from trainers.diarization.evaluate import run_model
+from trainers.diarization.losses import hybrid_loss
+from trainers.diarization.models import Adapter
+from trainers.diarization.sessions import load_sessions
 
 SECONDS, CROP_FRAMES, DIM = 300, 1125, 512
 
@@ -84,7 +85,7 @@ def permutation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 def measure(side: str, folder: Path, steps: int, device: torch.device) -> dict[str, float]:
     """Times in seconds, memory in bytes."""
-    config = FitConfig.make("adapter", settings=["crops_per_epoch=1000000"])
+    config = FitConfig.make("adapter", settings=["crops_per_epoch=10000"])
     torch.manual_seed(0)
     model = Adapter(DIM).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,13 +13,16 @@ _LINE_EVERY_S = 15.0
 
 
 class Bar:
-    """``update(done, of, note)`` shows how far the work is, its time left and a note such as the speed."""
+    """``update(done, of, note)`` shows how far the work is, its time left and a note such as the speed; ``line(text)``
+    adds a line that stays."""
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._began = self._last = time.monotonic()
+        self._last = time.monotonic()
+        self._first: tuple[float, float] | None = None  # time of the first update, and what was done by then
         self._live = None
-        if sys.stderr.isatty():
+        # Of the processes that torchrun started, the first speaks for all.
+        if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -36,14 +40,23 @@ class Bar:
             self._live.start()
 
     def update(self, done: float, of: float, note: str = "") -> None:
+        now = time.monotonic()
+        self._first = self._first or (now, done)  # work that goes on has done much before it began
         if self._live:
             self._live.update(self._task, completed=done, total=of or None, note=note)
-        elif (now := time.monotonic()) - self._last >= _LINE_EVERY_S:
+        elif now - self._last >= _LINE_EVERY_S:
             self._last = now
-            left_s = (now - self._began) * (of - done) / done if done else float("inf")
+            new = done - self._first[1]
+            left_s = (now - self._first[0]) * (of - done) / new if new > 0 else float("inf")
             print(
                 f"{self._title}: {done / of if of else 1:.0%} {note}, {clock(left_s)} left", file=sys.stderr, flush=True
             )
+
+    def line(self, text: str) -> None:
+        if self._live:
+            self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         if self._live:

@@ -10,17 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from cli.errors import user_errors
+from trainers import kinds
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-class Kind(StrEnum):
-    """What can be fitted."""
-
-    probe = "probe"
-    adapter = "adapter"
-    fusion = "fusion"
-    unfreeze = "unfreeze"
+Kind = StrEnum("Kind", kinds.NAMES)
 
 
 class Protocol(StrEnum):
@@ -48,7 +43,9 @@ Examples:
 
   torchrun --nproc-per-node 4 -m cli.trainers fit adapter --store STORE --out runs/adapter     (four GPUs)
 
-Every setting and its default: python -c "import trainers.config as c; help(c.FitConfig)"
+Every setting of a kind, with default, range and meaning:
+
+  python -c "import featstore.settings as s, trainers.kinds as k; print(s.table(k.settings_of('adapter')))"
 """
 
 
@@ -72,32 +69,18 @@ def fit(
     made = FitConfig.make(kind.value, file=config, settings=settings or (), protocol=protocol and protocol.value)
 
     import featstore
+    from cli.progress import bar
     from trainers.runs import Run
 
     opened = featstore.open(store)
     run = Run.create(out, made, opened, resume=resume)
-    if kind is Kind.probe:
-        result = _fit_probe(run, opened)
-    else:
-        from trainers.fit import fit_diarizer
-
-        result = fit_diarizer(run, opened)
+    function = kinds.function_of(kind.value)
+    with bar(kind.value) as shown:
+        result = function(run, opened, progress=shown)
     if as_json:
         print(json.dumps(result))
     elif result:
         _show(result, out)
-
-
-def _fit_probe(run: Any, store: Any) -> dict[str, Any]:
-    from cli.progress import bar
-    from trainers.probe import fit_probe
-
-    with bar("probe") as shown:
-        return fit_probe(
-            run,
-            store,
-            on_epoch=lambda row: shown.update(row["epoch"], run.config.epochs, f"accuracy {row['accuracy']:.1%}"),
-        )
 
 
 def _show(result: dict[str, Any], out: Path) -> None:
@@ -118,7 +101,8 @@ def _show(result: dict[str, Any], out: Path) -> None:
         figures = result["test"]
         for name, key in (("DER", "der"), ("DER, fixed channels", "fixed_der"), ("missed + false alarm", "detection")):
             print(f"  {name:22s} {'—' if figures[key] is None else format(figures[key], '7.2%')}")
-        print(f"  input {result['input_share']:.2%} of the step time")
+        if result["input_share"] is not None:
+            print(f"  input {result['input_share']:.2%} of the step time")
     for note in result["notes"]:
         print(f"note: {note}")
     print(f"run: {out}")

@@ -20,11 +20,15 @@ import featstore
 from cli.trainers import app
 from evaluation.diarization import score
 from evaluation.rttm import read_rttm, read_uem
+from featstore.settings import table
 from tests.conftest import ROOT
 from tests.sessions import make_store
+from trainers import kinds
 from trainers.config import ConfigError, FitConfig
-from trainers.decode import FrameTally
-from trainers.fit import fit_diarizer, learning_rate_factor
+from trainers.diarization.decode import FrameTally
+from trainers.diarization.fit import fit_diarizer
+from trainers.diarization.loop import learning_rate_factor
+from trainers.distributed import Ranks
 from trainers.runs import Run, RunError
 
 TINY = (
@@ -105,7 +109,8 @@ def test_toml_then_settings_then_overrides(tmp_path):
         (["sort_weight=0", "pil_weight=0"], "there is no loss left"),
         (["experiment=9"], "experiment must be one of"),
         (["epochs"], "expected key=value"),
-        (["kind=probe"], "another kind of run"),
+        (["kind=probe"], "kind must be adapter, found 'probe'"),
+        (["trials=x"], "no setting is called 'trials'"),
     ],
 )
 def test_wrong_settings(settings, message):
@@ -120,6 +125,15 @@ def test_wrong_toml(tmp_path):
     (tmp_path / "text.toml").write_text('epochs = "3"')
     with pytest.raises(ConfigError, match="epochs must be a whole number, found '3'"):
         FitConfig.make("adapter", file=tmp_path / "text.toml")
+
+
+@pytest.mark.parametrize("kind", kinds.NAMES)
+def test_every_setting_of_every_kind_says_what_it_means(kind):
+    cls = kinds.settings_of(kind)
+    assert cls().kind == kind
+    assert [name for name, field in cls.__pydantic_fields__.items() if not field.description] == ["kind"]
+    assert len(table(cls).splitlines()) == len(cls.__pydantic_fields__)
+    assert callable(kinds.function_of(kind))
 
 
 def test_learning_rate_by_hand():
@@ -268,6 +282,13 @@ def test_a_run_killed_by_the_system_resumes(store, tmp_path):
     subprocess.run([*base, "--out", str(tmp_path / "cut"), "--resume"], cwd=ROOT, check=True, capture_output=True)
     a, b = (Run.open(tmp_path / n).read_tensors("last.safetensors")[0] for n in ("whole", "cut"))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_processes_share_each_batch_and_fill_up_the_last():
+    shares = [list(Ranks(rank, 2, "cpu").share(range(7), 4)) for rank in (0, 1)]
+    assert shares == [[0, 1, 4, 5], [2, 3, 6, 0]]
+    with pytest.raises(ConfigError, match="batch_size 4 cannot be divided among 3 processes"):
+        Ranks(0, 3, "cpu").share(range(7), 4)
 
 
 @pytest.mark.slow

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import permutations
 
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from trainers.losses import (
+from trainers.diarization.losses import (
     all_permutations,
     assignment_costs,
     cost_matrix,
     first_frames,
-    given_order_loss,
     hybrid_loss,
     in_arrival_order,
-    pil_loss,
-    sort_loss,
 )
+
+pil_loss = partial(hybrid_loss, sort_weight=0.0, pil_weight=1.0)
+sort_loss = partial(hybrid_loss, sort_weight=1.0, pil_weight=0.0)
+given_order_loss = partial(sort_loss, resort=False)
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from trainers.models import Adapter, LinearProbe, count_parameters, pick_device, sinusoids
+from featstore.extractors.device import pick_device
+from trainers.diarization.models import Adapter, count_parameters, sinusoids
+from trainers.linear_probe import LinearProbe
 
 
 @pytest.fixture

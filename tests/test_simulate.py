@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -132,14 +133,14 @@ GOOD = "sessions = 2\nspeakers = 2\noverlap = 0.1\nduration_s = 10\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD + "overlapp = 0.2", "unknown key 'overlapp'"),
+        (GOOD + "overlapp = 0.2", "no setting is called 'overlapp'; did you mean overlap"),
         ("sessions = 2\nspeakers = 2", "missing key 'overlap'"),
         ("sessions = 2\nspeakers = 2\noverlap = 0.1", "duration_s must be"),
-        ("sessions = ", "not TOML"),
+        ("sessions = ", "bad.toml: not a TOML file"),
         (GOOD.replace("0.1", "0.7"), "overlap must be 0 to 0.5"),
         (GOOD.replace("0.1", "[0.3, 0.1]"), "overlap must be a number or"),
         (GOOD.replace("0.1", "nan"), "overlap must be a number or"),
-        (GOOD.replace("speakers = 2", "speakers = 2.5"), "speakers must be whole numbers"),
+        (GOOD.replace("speakers = 2", "speakers = 2.5"), "speakers must be a whole number or [low, high], found 2.5"),
         (GOOD.replace("speakers = 2", "speakers = true"), "speakers must be"),
         (GOOD.replace("sessions = 2", "sessions = 0"), "sessions must be"),
         (GOOD + 'audio_format = "mp3"', "audio_format must be"),
@@ -153,7 +154,7 @@ GOOD = "sessions = 2\nspeakers = 2\noverlap = 0.1\nduration_s = 10\n"
 )
 def test_a_bad_recipe_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "bad.toml").write_text(text)
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         read_recipe(tmp_path / "bad.toml")
     assert "\n" not in str(caught.value)
 

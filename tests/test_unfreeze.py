@@ -10,14 +10,16 @@ import torch
 import featstore
 from featstore import MIMI_GRID, Turn, Utterance
 from trainers.config import ConfigError, FitConfig
-from trainers.data import Crop, FrameSource
-from trainers.fit import build, fit_diarizer, parameter_groups, run_model
+from trainers.diarization.data import Crop, FrameSource
+from trainers.diarization.evaluate import run_model
+from trainers.diarization.fit import build, fit_diarizer
+from trainers.diarization.loop import parameter_groups
+from trainers.diarization.sessions import load_sessions
 from trainers.runs import Run
-from trainers.sessions import load_sessions
 
 pytest.importorskip("moshi", reason="moshi is not installed: pip install '.[extract]'")
 
-from trainers.unfreeze import AudioSource, UnfrozenMimi
+from trainers.diarization.unfreeze import AudioSource, UnfrozenMimi
 
 CPU = torch.device("cpu")
 SECONDS = 6.0

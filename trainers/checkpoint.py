@@ -25,6 +25,12 @@ class State:
     dropped: int = 0  # frames of speech by speakers beyond the last channel, this epoch
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
+    # What it has cost up to here, in all the processes that it took:
+    seconds: float = 0.0
+    busy_s: float = 0.0  # in steps
+    waited_s: float = 0.0  # of that, for input
+    timed_steps: int = 0  # the steps that busy_s is of
+    peak_memory_bytes: int = 0
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -43,7 +49,7 @@ def save_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     run.write_tensors("last.safetensors", tensors, facts)
 
 
-def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> State:
+def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
     """Put what `save_checkpoint` wrote back.
 
     Raises
@@ -58,6 +64,20 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
             _, number, key = name.split(".", 2)
             slots.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+    return _state(run, facts)
+
+
+def read_state(run: Run) -> State:
+    """Where the run stands by its last checkpoint.
+
+    Raises
+    ------
+    RunError : there is none, or it is damaged.
+    """
+    return _state(run, run.read_tensors("last.safetensors")[1])
+
+
+def _state(run: Run, facts: dict[str, Any]) -> State:
     try:
         state = State(**facts)
     except TypeError as error:
@@ -68,7 +88,25 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     state.finished = bool(state.history) and (
         state.epoch > run.config.epochs or state.epoch - 1 - state.best_epoch >= run.config.patience
     )
+    if "seconds" not in facts and (run.path / "result.json").exists():
+        _take_costs(state, run.read_json("result.json"))
     return state
+
+
+def _take_costs(state: State, result: dict[str, Any]) -> None:
+    """Version 0.1 wrote what a run had cost into its result alone."""
+    if result["step_seconds"]:
+        state.seconds, state.timed_steps = result["seconds"], result["steps"]
+        state.busy_s = result["step_seconds"] * result["steps"]
+        state.waited_s = result["input_share"] * state.busy_s
+        state.peak_memory_bytes = result["peak_memory_bytes"]
+
+
+def nothing_to_do(result: dict[str, Any]) -> dict[str, Any]:
+    """The result of a run that had finished when it was resumed, and a note that says so."""
+    return result | {
+        "notes": [*result["notes"], "nothing was left to do: the run had finished; its files are as they were"]
+    }
 
 
 def load_best(run: Run, model: nn.Module) -> dict[str, Any]:

@@ -45,7 +45,9 @@ class Ranks:
             return items
         if batch_size % self.count:
             raise ConfigError(f"batch_size {batch_size} cannot be divided among {self.count} processes")
-        return _Share(items, self, batch_size)
+        each = batch_size // self.count
+        first = range(self.rank * each, len(items) + self.rank * each, batch_size)
+        return [items[(start + i) % len(items)] for start in first for i in range(each)]
 
     def tell(self, values: tuple[float, ...], device: torch.device) -> tuple[float, ...]:
         """The first process's `values`, in every process."""
@@ -54,27 +56,6 @@ class Ranks:
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
         dist.broadcast(tensor, src=0)
         return tuple(tensor.tolist())
-
-
-@dataclass(frozen=True)
-class _Share(Sequence[Any]):
-    """See `Ranks.share`; nothing is copied, since `items` may be a million crops made when asked for."""
-
-    items: Sequence[Any]
-    ranks: Ranks
-    batch_size: int
-
-    def __len__(self) -> int:
-        return -(-len(self.items) // self.batch_size) * (self.batch_size // self.ranks.count)
-
-    def __getitem__(self, position: int | slice) -> Any:
-        if isinstance(position, slice):
-            return [self[i] for i in range(*position.indices(len(self)))]
-        if not 0 <= position < len(self):
-            raise IndexError(position)
-        each = self.batch_size // self.ranks.count
-        batch, place = divmod(position, each)
-        return self.items[(batch * self.batch_size + self.ranks.rank * each + place) % len(self.items)]
 
 
 @contextmanager

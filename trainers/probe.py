@@ -6,7 +6,6 @@ import hashlib
 import shutil
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,11 @@ import featstore
 from evaluation.trials import Trials, read_trials, resolve
 from evaluation.verification import cosine_scores, evaluate_scores
 from featstore import FeatureSpec, FrameGrid, Store
+from featstore.extractors.device import pick_device
+from trainers.checkpoint import nothing_to_do
 from trainers.config import ConfigError
-from trainers.models import LinearProbe, pick_device
+from trainers.linear_probe import LinearProbe
+from trainers.progress import Progress, Unseen
 from trainers.runs import Run, output_spec
 
 #: Length of the pieces that stand in for a second utterance where no speaker has one.
@@ -173,26 +175,41 @@ def second_opinions(data: ProbeData) -> tuple[dict[str, NDArray], list[str]]:
     return spaces, notes
 
 
-def fit_probe(run: Run, store: Store, *, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+def fit_probe(run: Run, store: Store, *, progress: Progress | None = None) -> dict[str, Any]:
     """Train, score, and fill the run's folder.
 
     Returns
     -------
-    What it wrote to result.json.
+    What it wrote to result.json; of a run that had finished, what stands there, and a note that says so.
 
     Raises
     ------
     ConfigError : see `load_data`.
     """
     config = run.config
+    finished = run.path / "result.json"
+    if finished.exists() and Run.open(run.path).config.epochs == config.epochs:
+        return nothing_to_do(run.read_json(finished.name))
     began = time.perf_counter()
     data = load_data(run, store)
     device = str(pick_device(config.device))
+    finished.unlink(missing_ok=True)  # it is of other epochs
     run.begin()
     probe = LinearProbe(config.lr, config.epochs, config.batch_size, device, config.seed)
-    probe.fit(data.vectors, data.speakers, on_epoch=on_epoch)
-    fit_seconds = time.perf_counter() - began
+    shown = progress if progress is not None else Unseen()
+    probe.fit(
+        data.vectors,
+        data.speakers,
+        on_epoch=lambda row: shown.update(row["epoch"], config.epochs, f"accuracy {row['accuracy']:.1%}"),
+    )
+    return _finish(run, store, data, probe, began, time.perf_counter() - began)
 
+
+def _finish(
+    run: Run, store: Store, data: ProbeData, probe: LinearProbe, began: float, fit_seconds: float
+) -> dict[str, Any]:
+    """Score the trials in every space and write all files; result.json, the last, says that the run has finished."""
+    config = run.config
     mean = data.vectors[data.whole].mean(0, dtype=np.float64).astype(np.float32)
     others, notes = second_opinions(data)
     spaces = {
@@ -225,7 +242,7 @@ def fit_probe(run: Run, store: Store, *, on_epoch: Callable[[dict[str, Any]], No
         "num_trial_speakers": len({s for s in data.trial_speakers if s is not None}),
         "train_accuracy": float(probe.score(data.vectors[data.whole], data.speakers[data.whole])),
         "parameters": int(probe.coef_.size + probe.intercept_.size),
-        "device": device,
+        "device": probe.device,
         "fit_seconds": round(fit_seconds, 3),
         "seconds": round(time.perf_counter() - began, 3),
         "systems": {name: evaluate_scores(s, trials.same).to_json() for name, s in scores.items()},

@@ -63,9 +63,9 @@ class Run:
             run = cls.open(path)
             run.check(store)
             old, new = run.config.to_json(), config.to_json()
-            changed = [key for key in old if old[key] != new[key] and key not in _MAY_DIFFER]
+            changed = [key for key in old if old[key] != new.get(key) and key not in _MAY_DIFFER]
             if changed:
-                told = ", ".join(f"{key} (was {old[key]!r}, now {new[key]!r})" for key in changed)
+                told = ", ".join(f"{key} (was {old[key]!r}, now {new.get(key)!r})" for key in changed)
                 raise RunError(f"{path}: cannot resume with other settings: {told}")
             run.config = config
             return run

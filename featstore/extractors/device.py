@@ -25,29 +25,36 @@ MIN_COSINE = 0.999
 WORST_COSINE = 0.9
 
 
-def choose_device(device: str) -> torch.device:
-    """The device of that name; "auto" takes CUDA, then Apple's MPS, then the CPU.
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" takes CUDA (the current one), then Apple's MPS, then the CPU.
 
     Raises
     ------
     ExtractorError : unknown, or not on this machine.
     """
     mps = torch.backends.mps.is_available()
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    kind = device.partition(":")[0]
-    if kind not in ("cpu", "cuda", "mps"):
-        raise ExtractorError(f"device {device!r}: expected auto, cpu, cuda, cuda:N or mps")
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(mps)}[kind]
+    if name == "auto" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(mps)}
     try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ExtractorError(f"device {device!r}: expected auto, cpu, cuda, cuda:N or mps") from None
-    if (chosen.index or 0) >= there:
-        raise ExtractorError(
-            f"device {device!r} is not on this machine ({there} of that kind found); use --device auto"
-        )
-    if kind == "cuda":
+        device = torch.device(("mps" if mps else "cpu") if name == "auto" else name)
+        count = there[device.type]
+    except (RuntimeError, KeyError):
+        raise ExtractorError(f"device must be auto, cpu, cuda, cuda:N or mps, found {name!r}") from None
+    if (device.index or 0) >= count:
+        raise ExtractorError(f"device {name!r} is not on this machine ({count} of that kind found); use auto")
+    return device
+
+
+def choose_device(name: str) -> torch.device:
+    """`pick_device`, and how encoders compute there.
+
+    Raises
+    ------
+    ExtractorError : unknown, or not on this machine.
+    """
+    chosen = pick_device(name)
+    if chosen.type == "cuda":
         # TF32 keeps 10 bits of the mantissa in products and sums in float32: far below the 1e-3 that matters here.
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True

@@ -1,4 +1,4 @@
-"""Diarization losses on logits: sort, permutation-invariant (PIL) and their hybrid; masked, from one K×K cost matrix.
+"""The diarization loss on logits: sort and permutation-invariant loss (PIL), weighted; masked, from one K×K cost matrix.
 
 With logits o and labels y, BCE(o, y) = softplus(o) − o·y. Summed over frames, the cost of giving output channel i to
 speaker j is ``cost[i, j] = Σ_t softplus(o_ti) − Σ_t o_ti y_tj``, so the loss under any assignment is a sum of K
@@ -71,32 +71,6 @@ def in_arrival_order(arrival: Tensor) -> Tensor:
     return (ordered[..., 1:] >= ordered[..., :-1]).all(-1)
 
 
-def _mean(summed: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
-    # Every frame that counts weighs the same, whichever example it is from; so padding cannot change the loss.
-    frames = mask.sum() if mask is not None else logits.shape[0] * logits.shape[1]
-    return summed.sum() / (frames * logits.shape[-1])
-
-
-def pil_loss(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Permutation-invariant loss: mean BCE under the best of the K! assignments of each example (a scalar)."""
-    return _mean(assignment_costs(cost_matrix(logits, labels, mask)).amin(1), logits, mask)
-
-
-def sort_loss(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean BCE with speakers in order of arrival: who speaks first in the example is channel 0 (a scalar).
-
-    Absent speakers come last. Where several arrive in one frame, the order that fits the predictions best counts.
-    """
-    costs = assignment_costs(cost_matrix(logits, labels, mask))
-    valid = in_arrival_order(first_frames(labels, mask))
-    return _mean(costs.masked_fill(~valid, torch.inf).amin(1), logits, mask)
-
-
-def given_order_loss(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean BCE with channel i as speaker i, whatever order the labels are in: the reference protocol's sort loss."""
-    return _mean(cost_matrix(logits, labels, mask).diagonal(dim1=1, dim2=2).sum(1), logits, mask)
-
-
 def hybrid_loss(
     logits: Tensor,
     labels: Tensor,
@@ -106,7 +80,11 @@ def hybrid_loss(
     pil_weight: float = 0.5,
     resort: bool = True,
 ) -> Tensor:
-    """``sort_weight · sort + pil_weight · PIL`` from one cost matrix (a scalar).
+    """``sort_weight · sort + pil_weight · PIL`` (a scalar), each a mean binary cross-entropy.
+
+    Sort: speakers stand on channels in order of arrival, who speaks first in the example on channel 0, absent ones last;
+    where several arrive in one frame, the order that fits the predictions best counts. PIL: the best of the K!
+    assignments of each example.
 
     Parameters
     ----------
@@ -121,4 +99,7 @@ def hybrid_loss(
         sort = costs.masked_fill(~valid, torch.inf).amin(1)
     else:
         sort = cost.diagonal(dim1=1, dim2=2).sum(1)
-    return _mean(sort_weight * sort + pil_weight * costs.amin(1), logits, mask)
+    summed = (sort_weight * sort + pil_weight * costs.amin(1)).sum()
+    # Every frame that counts weighs the same, whichever example it is from; so padding cannot change the loss.
+    frames = mask.sum() if mask is not None else logits.shape[0] * logits.shape[1]
+    return summed / (frames * logits.shape[-1])

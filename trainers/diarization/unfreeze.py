@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from featstore import Store
 from featstore.corpora import audio
-from trainers.config import ConfigError, FitConfig
-from trainers.data import Batch, Crop, label_batch, prefetched
-from trainers.models import Adapter
+from trainers.config import ConfigError
+from trainers.diarization.config import UnfreezeConfig
+from trainers.diarization.data import Batch, Crop, label_batch, prefetched
+from trainers.diarization.models import Adapter
 
 _READERS = 4
 
@@ -54,7 +55,7 @@ class UnfrozenMimi(nn.Module):
                 module.requires_grad_(True)
 
     @classmethod
-    def make(cls, store: Store, config: FitConfig, sizes: dict[str, Any], frames: int) -> UnfrozenMimi:
+    def make(cls, store: Store, config: UnfreezeConfig, sizes: dict[str, Any], frames: int) -> UnfrozenMimi:
         """Mimi with the weights that the store's features were extracted with, and a new adapter.
 
         Raises
@@ -119,7 +120,7 @@ class AudioSource:
 
     resident = False
 
-    def __init__(self, store: Store, config: FitConfig, length: int, device: torch.device) -> None:
+    def __init__(self, store: Store, config: UnfreezeConfig, length: int, device: torch.device) -> None:
         spec = store.features[config.feature]
         self._store, self._device = store, device
         self.length, self.speakers = length, config.speakers

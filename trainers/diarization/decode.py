@@ -23,11 +23,11 @@ from evaluation.diarization import DiarizationErrors, score
 from evaluation.frames import channel_names, decode, frames_to_turns
 from evaluation.rttm import Turns, write_rttm
 from featstore import FeatureSpec, FrameGrid, Store
-from trainers.config import FitConfig
-from trainers.data import Crop, rasterise
-from trainers.losses import assignment_costs
+from trainers.diarization.config import DiarizationConfig
+from trainers.diarization.data import Crop, rasterise
+from trainers.diarization.losses import assignment_costs
+from trainers.diarization.sessions import Session
 from trainers.runs import Run, output_spec
-from trainers.sessions import Session
 
 
 class FrameTally:
@@ -72,13 +72,13 @@ class Windows:
 
     Parameters
     ----------
-    crops : from `trainers.data.windows`.
+    crops : from `trainers.diarization.data.windows`.
     length : frames of a whole window; the last of a session is shorter.
     sound : score what the session holds, channels in order of arrival in the window. Otherwise, as published, score
         the padding as silence and take the order of arrival in the session.
     """
 
-    def __init__(self, crops: Sequence[Crop], grid: FrameGrid, length: int, config: FitConfig) -> None:
+    def __init__(self, crops: Sequence[Crop], grid: FrameGrid, length: int, config: DiarizationConfig) -> None:
         sound = config.protocol == "sound"
         self.crops, self.grid, self.speakers = list(crops), grid, config.speakers
         self.names = [_window_name(crop, grid) for crop in crops]
@@ -127,7 +127,7 @@ def _clipped(session: Session, start_s: float, end_s: float) -> Turns:
     )
 
 
-def tune(activity: NDArray, windows: Windows, config: FitConfig) -> dict[str, Any]:
+def tune(activity: NDArray, windows: Windows, config: DiarizationConfig) -> dict[str, Any]:
     """Sweep threshold × median filter; the best by DER (sound: optimal mapping, reference: fixed channels).
 
     Returns
@@ -146,14 +146,18 @@ def tune(activity: NDArray, windows: Windows, config: FitConfig) -> dict[str, An
 
 
 def measure(
-    run: Run, store: Store, grid: FrameGrid, test: tuple[Sequence[Crop], NDArray], dev: tuple[Sequence[Crop], NDArray]
+    run: Run,
+    store: Store,
+    grid: FrameGrid,
+    test: tuple[Sequence[Crop], NDArray],
+    dev: tuple[Sequence[Crop], NDArray] | None,
 ) -> dict[str, Any]:
     """Tune on dev, decode test, and write what came out: RTTMs, UEM, activities.
 
     Parameters
     ----------
-    test, dev : crops, and the model's activities on them (crops, length, speakers). Where dev is test, as in the
-        reference protocol, the figures say so.
+    test, dev : crops, and the model's activities on them (crops, length, speakers). Without dev, as in the reference
+        protocol, decoding is tuned on test, and the figures say so.
 
     Returns
     -------
@@ -162,8 +166,9 @@ def measure(
     config = run.config
     length = test[1].shape[1]
     windows = Windows(test[0], grid, length, config)
-    on_itself = dev is test
-    decoding = tune(dev[1], windows if on_itself else Windows(dev[0], grid, length, config), config)
+    decoding = (
+        tune(test[1], windows, config) if dev is None else tune(dev[1], Windows(dev[0], grid, length, config), config)
+    )
     hypothesis = windows.turns(test[1], decoding["threshold"], decoding["median"])
     errors = windows.score(hypothesis)
     corpus = sum(errors.values(), DiarizationErrors())
@@ -175,11 +180,11 @@ def measure(
     _write_activity(run, store, grid, *test)
 
     scored = [e for e in errors.values() if e.total_s > 0]
-    notes = ["decoding was tuned on the data that the figures are of"] if on_itself else []
+    notes = ["decoding was tuned on the data that the figures are of"] if dev is None else []
     if corpus.total_s == 0:
         notes.append("nobody speaks in the test sessions: there is no error rate")
     return {
-        "decoding": {"tuned_on": "test" if on_itself else "dev", **decoding},
+        "decoding": {"tuned_on": "test" if dev is None else "dev", **decoding},
         "window_s": length * grid.step_s,
         "num_windows": len(errors),
         "test": corpus.to_json(),

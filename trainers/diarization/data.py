@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from featstore import Store
-from trainers.config import ConfigError, FitConfig
-from trainers.sessions import Session
+from trainers.config import ConfigError
+from trainers.diarization.config import DiarizationConfig
+from trainers.diarization.sessions import Session
 
 # ---- which crops
 
@@ -33,77 +35,28 @@ class Crop:
 class CropSampler:
     """Draws crops: a session comes up in proportion to its weight times its length.
 
-    What it keeps is one number a session. An epoch's crops are made one at a time when they are asked for, so a
-    million of them take no memory.
-
     Raises
     ------
     ConfigError : every session has the weight 0.
     """
 
-    def __init__(self, sessions: Sequence[Session], config: FitConfig, length: int) -> None:
+    def __init__(self, sessions: Sequence[Session], config: DiarizationConfig, length: int) -> None:
         weights = np.array([s.num_frames * _weight(s.id, config.sampling) for s in sessions], dtype=np.float64)
         if not weights.sum() > 0:
             raise ConfigError(f"sampling {config.sampling} gives every training session the weight 0")
-        self.sessions, self.length, self.seed = sessions, length, config.seed
+        self.sessions, self.seed = sessions, config.seed
+        self.starts = np.array([max(0, s.num_frames - length) + 1 for s in sessions])
         self.ends = np.cumsum(weights)
         self.count = config.crops_per_epoch or max(1, round(float(self.ends[-1]) / length))
 
-    def epoch(self, epoch: int) -> EpochCrops:
+    def epoch(self, epoch: int) -> list[Crop]:
         """The crops of an epoch in random order, by the seed and the epoch alone: a resumed run repeats them."""
         rng = np.random.default_rng([self.seed, 2, epoch])
-        keys = tuple(rng.integers(1 << 63, size=_ROUNDS).tolist())
-        return EpochCrops(self, float(rng.random()), keys, range(self.count))
-
-
-@dataclass(frozen=True)
-class EpochCrops(Sequence[Crop]):
-    """The crops of one epoch, see `CropSampler`; a slice of them is as lazy."""
-
-    sampler: CropSampler
-    offset: float
-    keys: tuple[int, ...]
-    positions: range
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __getitem__(self, position: int | slice) -> Crop | EpochCrops:
-        if isinstance(position, slice):
-            return replace(self, positions=self.positions[position])
-        sampler, place = self.sampler, _shuffled(self.positions[position], self.sampler.count, self.keys)
         # Systematic sampling: each session comes up its expected number of times, give or take one.
-        point = (self.offset + place) / sampler.count * sampler.ends[-1]
-        session = sampler.sessions[min(int(np.searchsorted(sampler.ends, point, side="right")), len(sampler.ends) - 1)]
-        share = _mixed(place ^ self.keys[0]) / 2**64
-        return Crop(session, int(share * (max(0, session.num_frames - sampler.length) + 1)))
-
-
-_ROUNDS = 6
-
-
-def _shuffled(i: int, count: int, keys: Sequence[int]) -> int:
-    """Where a random permutation of ``range(count)`` sends `i`, without the permutation: a Feistel network on the next
-    power of four, walked until it falls inside (Black & Rogaway 2002, "Ciphers with arbitrary finite domains")."""
-    half = max(1, -(-(count - 1).bit_length() // 2))
-    mask = (1 << half) - 1
-    while True:
-        left, right = i >> half, i & mask
-        for key in keys:
-            left, right = right, left ^ (_mixed(right ^ key) & mask)
-        i = left << half | right
-        if i < count:
-            return i
-
-
-def _mixed(x: int) -> int:
-    """64 bits out of 64 bits, well stirred. Source: splitmix64's finaliser (Steele, Lea & Flood 2014)."""
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _BITS
-    x = (x ^ x >> 27) * 0x94D049BB133111EB & _BITS
-    return x ^ x >> 31
-
-
-_BITS = (1 << 64) - 1
+        points = (rng.random() + rng.permutation(self.count)) / self.count * self.ends[-1]
+        chosen = np.searchsorted(self.ends, points, side="right").clip(max=len(self.ends) - 1)
+        starts = rng.integers(self.starts[chosen])
+        return [Crop(self.sessions[i], start) for i, start in zip(chosen.tolist(), starts.tolist(), strict=True)]
 
 
 def _weight(id: str, sampling: dict[str, float]) -> float:
@@ -206,10 +159,27 @@ def prefetched(crops: Sequence[Crop], size: int, read: Callable[[Sequence[Crop],
             yield batch
 
 
+class Source(Protocol):
+    """What feeds a model.
+
+    Attributes
+    ----------
+    length : frames of a crop.
+    resident : whether the training frames live in device memory.
+    """
+
+    length: int
+    resident: bool
+
+    def batches(self, crops: Sequence[Crop], size: int) -> Iterator[Batch]:
+        """Batches of `size` crops in order; the next is read while the caller computes."""
+        ...
+
+
 class FrameSource:
     """Crops of features from the store: from the memory map, or from one tensor that lives on the device."""
 
-    def __init__(self, store: Store, config: FitConfig, length: int, device: torch.device) -> None:
+    def __init__(self, store: Store, config: DiarizationConfig, length: int, device: torch.device) -> None:
         self._store, self._names, self._device = store, config.features, device
         self.length, self.speakers = length, config.speakers
         self.resort = config.protocol == "sound"

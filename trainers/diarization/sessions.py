@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from featstore import FrameGrid, Store, Turn
-from trainers.config import ConfigError, FitConfig
+from trainers.config import ConfigError
+from trainers.diarization.config import DiarizationConfig
 
 # The rounding of FrameGrid.index: a turn that starts on a centre, as floats go, includes that frame.
 _ROUNDING = 1e-9
@@ -41,11 +42,17 @@ class Session:
 
 @dataclass(frozen=True)
 class Sessions:
-    """The sessions of a store by what they are for, and what was noticed on the way."""
+    """The sessions of a store by what they are for, and what was noticed on the way.
+
+    Attributes
+    ----------
+    tuned_on : "dev", or "test": where there is no other, and under the reference protocol.
+    """
 
     train: list[Session]
     dev: list[Session]
     test: list[Session]
+    tuned_on: str
     grid: FrameGrid
     notes: list[str]
 
@@ -68,11 +75,11 @@ def common_grid(store: Store, features: Sequence[str]) -> FrameGrid:
     return first
 
 
-def load_sessions(store: Store, config: FitConfig) -> Sessions:
+def load_sessions(store: Store, config: DiarizationConfig) -> Sessions:
     """Every utterance with turns, split by recording.
 
-    Where there is no ``split=dev``, a `dev_fraction` of the training recordings is held out; where there is no
-    ``split=test``, figures are on dev, and the notes say so.
+    Where there is no ``split=dev``, a `dev_fraction` of the training recordings is held out, never all of them; where
+    there is no ``split=test``, figures are on dev, and the notes say so.
 
     Raises
     ------
@@ -121,13 +128,14 @@ def load_sessions(store: Store, config: FitConfig) -> Sessions:
     if not splits["dev"]:
         splits["train"], splits["dev"] = _hold_out(splits["train"], config)
         notes.append(f"no split=dev: {len(splits['dev'])} training sessions are held out to tune on")
+    tuned_on = "dev" if config.protocol == "sound" and splits["test"] else "test"
     if not splits["test"]:
         splits["test"] = splits["dev"]
         notes.append("no split=test: the figures are on dev, on which decoding was tuned too")
     shared = {n for s in splits["train"] for n in s.names} & {n for s in splits["test"] for n in s.names}
     if shared:
         notes.append(f"{len(shared)} speaker names of test occur in train too")
-    return Sessions(splits["train"], splits["dev"], splits["test"], grid, notes)
+    return Sessions(splits["train"], splits["dev"], splits["test"], tuned_on, grid, notes)
 
 
 def _num_frames(store: Store, features: Sequence[str], id: str) -> int:
@@ -151,10 +159,10 @@ def _check_disjoint(splits: dict[str, list[Session]]) -> None:
         )
 
 
-def _hold_out(train: list[Session], config: FitConfig) -> tuple[list[Session], list[Session]]:
+def _hold_out(train: list[Session], config: DiarizationConfig) -> tuple[list[Session], list[Session]]:
     recordings = sorted({s.recording for s in train})
-    count = max(1, round(config.dev_fraction * len(recordings)))
     if len(recordings) < 2:
         raise ConfigError("no utterance with turns has split=dev, and train has one recording only: nothing to tune on")
+    count = min(max(1, round(config.dev_fraction * len(recordings))), len(recordings) - 1)
     held = set(np.random.default_rng([config.seed, 1]).permutation(recordings)[:count].tolist())
     return [s for s in train if s.recording not in held], [s for s in train if s.recording in held]
