@@ -274,6 +274,30 @@ def test_a_frame_is_active_when_its_centre_lies_in_a_turn() -> None:
         turns_to_frames(turns, MIMI_GRID, 0, 4, ["A", "A"])
 
 
+@pytest.mark.parametrize("grid", [MIMI_GRID, FrameGrid(0.02, 0.04), FrameGrid(0.0, 1 / 3)], ids=str)
+def test_a_turn_that_starts_or_ends_on_a_centre(grid: FrameGrid) -> None:
+    """Frame 0 to a day of frames: a start on a centre takes the frame in, an end on it leaves it out."""
+    frames = np.unique(np.geomspace(1, 86_400 / grid.step_s, 5_000).astype(np.int64))
+    centres = grid.centres_s(0, int(frames[-1]) + 1)[frames]
+    start_of_file = 3600.1  # RTTM holds starts and durations: their sum is seldom the end that was written
+    for times in (centres, start_of_file + (centres - start_of_file), centres + 2e-11, centres - 2e-11):
+        first, last = grid.active(times, times)
+        np.testing.assert_array_equal(first, frames)
+        np.testing.assert_array_equal(last, frames)
+    assert [grid.index(float(t)) for t in centres[:50]] == frames[:50].tolist()
+    first, last = grid.active(centres + 1e-6, centres + 1e-6)  # beyond the tolerance it is the next frame's
+    np.testing.assert_array_equal(first, frames + 1)
+    turns = Turns.of([Turn(*grid.centres_s(3, 7)[[0, 3]], "A")])
+    assert np.flatnonzero(turns_to_frames(turns, grid, 0, 20, ["A"])).tolist() == [3, 4, 5]
+
+
+def test_frames_of_times_beyond_any_grid() -> None:
+    first, last = MIMI_GRID.active([-5.0, 1e300], [0.04, 1e306])
+    assert (first.tolist(), last.tolist()) == ([0, 1 << 62], [0, 1 << 62])
+    assert MIMI_GRID.index(-1.0) == 0
+    assert [len(numbers) for numbers in MIMI_GRID.active([], [])] == [0, 0]
+
+
 def test_rasterising_equals_asking_each_centre() -> None:
     rng = np.random.default_rng(0)
     marks = rng.uniform(-1, 30, (40, 2))
