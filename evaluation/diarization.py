@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from evaluation.rttm import NO_TURNS, Turns
+from evaluation.turns import NO_TURNS, Turns
 
 
 @dataclass(frozen=True, slots=True)

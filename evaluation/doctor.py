@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from evaluation.diarization import DiarizationErrors, score, score_recording
 from evaluation.frames import floor
-from evaluation.rttm import Turns
+from evaluation.turns import Turns
 from featstore.types import FrameGrid
 
 Level = Literal["ok", "info", "warning", "error"]

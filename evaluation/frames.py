@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from evaluation.diarization import DiarizationErrors, score
-from evaluation.rttm import Turns
+from evaluation.turns import Turns
 from featstore.types import FRAME_TOLERANCE, FrameGrid, Turn
 
 

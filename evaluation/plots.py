@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from evaluation.rttm import Turns
+from evaluation.turns import Turns
 from evaluation.verification import DetCurve
 
 INK, FAINT = "#1f2933", "#9aa5b1"

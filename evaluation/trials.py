@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from evaluation.verification import cosine_scores
 from featstore import Store
+from featstore.corpora.rttm import lines
 
 # What counts as a file extension: "00001.wav" has one, "speaker.7" has none.
 _EXTENSION = re.compile(r"\.(?=[A-Za-z0-9]{0,4}[A-Za-z])[A-Za-z0-9]{1,5}$")
@@ -65,12 +66,7 @@ def read_trials(path: str | PathLike[str]) -> Trials:
             raise ValueError(f"{path}: damaged gzip file: {error}") from None
         if len(raw) > MAX_BYTES:
             raise ValueError(f"{path}: unpacks to more than {MAX_BYTES} bytes, so no trial list; not read")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}:{number}: not UTF-8 text; convert the file (iconv -t UTF-8) and try again") from None
-    rows = [line.split() for line in text.split("\n")]
+    rows = [line.split() for line in lines(path, raw)]
     for number, row in enumerate(rows, 1):
         if row and (len(row) != 3 or row[0] not in ("0", "1")):
             raise ValueError(

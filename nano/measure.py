@@ -15,8 +15,9 @@ import featstore
 from evaluation.bootstrap import eer_intervals
 from evaluation.diarization import score
 from evaluation.frames import frames_to_turns
-from evaluation.rttm import Turns, read_rttm, read_uem
+from evaluation.rttm import read_rttm, read_uem
 from evaluation.trials import read_trials, score_trials
+from evaluation.turns import Turns
 
 
 def main(arguments: list[str] | None = None) -> None:

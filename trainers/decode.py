@@ -21,7 +21,8 @@ from torch import Tensor
 import featstore
 from evaluation.diarization import DiarizationErrors, score
 from evaluation.frames import channel_names, decode, frames_to_turns
-from evaluation.rttm import Turns, write_rttm
+from evaluation.rttm import write_rttm, write_uem
+from evaluation.turns import Turns
 from featstore import FeatureSpec, FrameGrid, Store
 from trainers.config import FitConfig
 from trainers.data import Crop, rasterise
@@ -170,8 +171,7 @@ def measure(
 
     write_rttm(run.path / "ref.rttm", {name: _spoken_names(turns) for name, turns in windows.reference.items()})
     write_rttm(run.path / "hyp.rttm", hypothesis)
-    lines = [f"{name} 1 {a:.3f} {b:.3f}\n" for name, regions in windows.uem.items() for a, b in regions]
-    (run.path / "windows.uem").write_text("".join(lines), encoding="utf-8")
+    write_uem(run.path / "windows.uem", windows.uem)
     _write_activity(run, store, grid, *test)
 
     scored = [e for e in errors.values() if e.total_s > 0]
