@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evaluation.runs import LAST, MODEL
 from trainers.runs import Run, RunError
 
 
@@ -40,7 +41,7 @@ def save_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     facts = asdict(state)
     if math.isinf(state.best_loss):
         facts["best_loss"] = None
-    run.write_tensors("last.safetensors", tensors, facts)
+    run.write_tensors(LAST, tensors, facts)
 
 
 def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> State:
@@ -50,7 +51,7 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     ------
     RunError : damaged, or of another model.
     """
-    tensors, facts = run.read_tensors("last.safetensors")
+    tensors, facts = run.read_tensors(LAST)
     _load_tensors(run, model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -61,7 +62,7 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     try:
         state = State(**facts)
     except TypeError as error:
-        raise RunError(f"{run.path / 'last.safetensors'}: of another version: {error}") from None
+        raise RunError(f"{run.path / LAST}: of another version: {error}") from None
     if state.best_loss is None:
         state.best_loss = math.inf
     # More epochs may have been asked for since.
@@ -72,7 +73,7 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def load_best(run: Run, model: nn.Module) -> dict[str, Any]:
-    tensors, facts = run.read_tensors("model.safetensors")
+    tensors, facts = run.read_tensors(MODEL)
     _load_tensors(run, model, tensors)
     return facts
 

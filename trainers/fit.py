@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from evaluation.runs import LAST, MODEL, RESULT
 from featstore import Store
 from trainers import decode, distributed
 from trainers.checkpoint import State, load_best, load_checkpoint, save_checkpoint, trained_tensors
@@ -83,7 +84,7 @@ def fit_diarizer(run: Run, store: Store, *, on_step: Callable[[State], None] | N
             **result,
             "notes": sessions.notes + loop["notes"] + result["notes"],
         }
-        run.write_json("result.json", result)
+        run.write_json(RESULT, result)
         return result
 
 
@@ -130,7 +131,7 @@ def _train(
         fused=device.type in ("cuda", "cpu"),
     )
     state = State()
-    if (run.path / "last.safetensors").exists():
+    if (run.path / LAST).exists():
         state = load_checkpoint(run, model, optimizer, device)
     parallel = ranks.wrap(model, device)
     sampler = CropSampler(sessions.train, config, source.length)
@@ -198,7 +199,7 @@ def _train(
                 state.best_loss, state.best_epoch = dev_loss, state.epoch
                 if ranks.first:
                     facts = {"kind": config.kind, "epoch": state.epoch, "dev_loss": dev_loss, "dev_der": dev_der}
-                    run.write_tensors("model.safetensors", trained_tensors(model), facts)
+                    run.write_tensors(MODEL, trained_tensors(model), facts)
             state.finished = state.epoch >= config.epochs or state.epoch - state.best_epoch >= config.patience
             state.epoch, state.step_in_epoch, state.loss_sum, state.dropped = state.epoch + 1, 0, 0.0, 0
             if ranks.first:
