@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from os import PathLike
 from typing import Any
@@ -34,37 +34,25 @@ def check_store(store: Store) -> list[Check]:
     """
     columns = ("id", "recording", "speaker", "split", "duration", "turns", "source", "start")
     rows = store.utterances.select(columns).to_pylist()
-    counts: dict[str, int] = defaultdict(int)
-    holders: dict[str, dict[Hashable, set[str]]] = {"recordings": {}, "speakers": {}, "names in turns": {}}
-    for row in rows:
-        counts[row["split"] or ""] += 1
-        if not row["split"]:
-            continue
-        holders["recordings"].setdefault(row["recording"], set()).add(row["split"])
-        if row["speaker"]:
-            holders["speakers"].setdefault(row["speaker"], set()).add(row["split"])
-        for turn in row["turns"] or ():
-            holders["names in turns"].setdefault(turn["speaker"], set()).add(row["split"])
+    counts = Counter(row["split"] or "" for row in rows)
     told = ", ".join(f"{count} {split or '(no split)'}" for split, count in sorted(counts.items())) or "none"
     checks = [Check(f"{store.address}: utterances", told, "", "info" if "" not in counts else "warning")]
     for feature, spec in store.features.items():
         if spec.warning:
             checks.append(Check(f"{store.address}: weights of {feature}", spec.warning, "trained weights", "warning"))
     splits = sorted(split for split in counts if split)
-    stretches = _shared_audio(rows)
+    holders, stretches = _holders(rows), _shared_audio(rows)
     copies = {feature: _equal_features(store, feature) for feature in store.features}
     for pair in combinations(splits, 2):
         name = " and ".join(pair)
-        found = []
-        for what, of in holders.items():
-            shared = sorted(str(item) for item, where in of.items() if set(pair) <= where)
-            level: Level = "error"
-            if what == "names in turns" or (what == "speakers" and "dev" in pair):
-                level = "warning"
-            found.append(_shared(f"{name}: {what} in both", shared, level))
-        found.append(_shared(f"{name}: audio in both", stretches.get(pair, []), "error"))
-        for feature, pairs in copies.items():
-            found.append(_shared(f"{name}: utterances with equal {feature} features", pairs.get(pair, []), "error"))
+        found = [
+            *_shared_names(pair, holders),
+            _shared(f"{name}: audio in both", stretches.get(pair, []), "error"),
+            *(
+                _shared(f"{name}: utterances with equal {feature} features", pairs.get(pair, []), "error")
+                for feature, pairs in copies.items()
+            ),
+        ]
         clean = Check(f"{name}: recordings, speakers, audio or equal features in both", "none", "none", "ok")
         checks += [check for check in found if check.level != "ok"] or [clean]
     for feature, pairs in copies.items():
@@ -73,6 +61,27 @@ def check_store(store: Store) -> list[Check]:
             expected = "none; weight by sampling, not by copies"
             checks.append(Check(f"copies inside a split, by {feature}", _listed(doubled), expected, "warning"))
     return checks
+
+
+def _holders(rows: list[dict[str, Any]]) -> dict[str, dict[str, set[str]]]:
+    """What splits may share → name → the splits that hold it."""
+    holders: dict[str, dict[str, set[str]]] = {"recordings": {}, "speakers": {}, "names in turns": {}}
+    for row in rows:
+        if not row["split"]:
+            continue
+        holders["recordings"].setdefault(row["recording"], set()).add(row["split"])
+        if row["speaker"]:
+            holders["speakers"].setdefault(row["speaker"], set()).add(row["split"])
+        for turn in row["turns"] or ():
+            holders["names in turns"].setdefault(turn["speaker"], set()).add(row["split"])
+    return holders
+
+
+def _shared_names(pair: tuple[str, str], holders: Mapping[str, Mapping[str, set[str]]]) -> Iterator[Check]:
+    for what, of in holders.items():
+        mild = what == "names in turns" or (what == "speakers" and "dev" in pair)
+        shared = sorted(name for name, where in of.items() if set(pair) <= where)
+        yield _shared(f"{' and '.join(pair)}: {what} in both", shared, "warning" if mild else "error")
 
 
 def _shared(name: str, items: list[str], level: Level) -> Check:
@@ -85,9 +94,9 @@ def _listed(items: list[str]) -> str:
     return f"{len(items)}: {', '.join(items[:3])}" + (", …" if len(items) > 3 else "")
 
 
-def _shared_audio(rows: list[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
+def _shared_audio(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
     """Pairs of splits → pairs of utterances that take overlapping stretches of one source file."""
-    by_source: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    by_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["split"]:
             by_source[row["source"]].append(row)
