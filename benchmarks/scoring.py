@@ -20,8 +20,9 @@ import numpy as np
 
 from evaluation.bootstrap import eer_intervals
 from evaluation.diarization import score
-from evaluation.rttm import Turns, read_rttm, write_rttm
+from evaluation.rttm import read_rttm, write_rttm
 from evaluation.trials import read_trials
+from evaluation.turns import Turns
 from evaluation.verification import cosine_scores, evaluate_scores
 
 RECORDINGS = 16

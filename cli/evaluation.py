@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cli.errors import user_errors
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from evaluation.bootstrap import Interval
-    from evaluation.diarization import DiarizationErrors
-    from evaluation.doctor import Check
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -24,37 +16,6 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="
 @app.callback()
 def main() -> None:
     """Numbers one can believe: EER, DER, JER, and checks on what they were measured with."""
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    # A file or a pipe has no width of its own: rich would fold tables to 80 columns there.
-    return Console() if sys.stdout.isatty() else Console(width=120)
-
-
-def _say(rows: list[tuple[str, str]], title: str) -> None:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for row in rows:
-        table.add_row(*row)
-    _console().print(table)
-
-
-def _warn(warnings: list[str] | tuple[str, ...]) -> None:
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.2f} %"
-
-
-def _range(interval: Interval) -> str:
-    return f"{100 * interval.low:.2f} … {100 * interval.high:.2f} %"
 
 
 @app.command()
@@ -82,42 +43,16 @@ def eer(
 
         evaluation eer --store STORE --feature mimi --trials trials.txt.gz --bootstrap 1000 --json
     """
-    import numpy as np
+    from cli import tables
+    from evaluation.measure import measure_eer
 
-    import featstore
-    from evaluation.bootstrap import eer_intervals
-    from evaluation.trials import read_trials, score_trials
-    from evaluation.verification import evaluate_scores
-
-    scored = score_trials(featstore.open(store), feature, read_trials(trials), centre=bool(centre))
-    result = evaluate_scores(scored.scores, scored.trials.same)
-    data: dict[str, Any] = {"feature": feature, "trials": str(trials), "centred": bool(centre), **result.to_json()}
-    rows = [
-        ("EER", _percent(result.eer)),
-        *((f"minDCF (p = {prior:g})", f"{value:.4f}") for prior, value in result.min_dcf.items()),
-        ("mean score, same / different", f"{result.mean_same:.4f} / {result.mean_different:.4f}"),
-        ("score range", f"{result.min_score:.4f} … {result.max_score:.4f}"),
-        ("trials, same / different", f"{result.num_same:,} / {result.num_trials - result.num_same:,}"),
-    ]
-    if bootstrap:
-        interval, _ = eer_intervals(
-            scored.scores,
-            scored.trials.same,
-            scored.left_speakers,
-            scored.right_speakers,
-            np.random.default_rng(seed or 0),
-            num_resamples=bootstrap,
-        )
-        data["eer_interval"] = {**interval.to_json(), "resampled": "speakers", "seed": seed or 0}
-        rows.insert(1, (f"95 % interval over {interval.num_units} speakers", _range(interval)))
-    data["warnings"] = list(scored.warnings)
-    _warn(scored.warnings)
+    asked = {"feature": feature, "trials": str(trials), "centred": bool(centre)}
+    found = measure_eer(store, feature, trials, centre=bool(centre), num_resamples=bootstrap or 0, seed=seed or 0)
+    tables.warn(found.warnings)
     if as_json:
-        print(json.dumps(data))
+        print(json.dumps(asked | found.to_json()))
     else:
-        from rich.markup import escape
-
-        _say(rows, escape(f"{feature} on {trials.name}") + (", centred" if centre else ""))
+        tables.show_verification(found, f"{feature} on {trials.name}" + (", centred" if centre else ""))
 
 
 @app.command()
@@ -154,68 +89,23 @@ def der(
 
         evaluation der --ref refs/ --hyp hyps/ --collar 0.25 --skip-overlap --json
     """
-    import numpy as np
+    from cli import tables
+    from evaluation.measure import measure_der
 
-    from evaluation.bootstrap import ratio_intervals
-    from evaluation.diarization import score
-    from evaluation.rttm import read_rttm, read_uem
-
-    notes: list[str] = []
-    reference, hypothesis = read_rttm(ref, notes.append), read_rttm(hyp, notes.append)
-    order = channels.split(",") if channels else None
-    speakers = {name for turns in hypothesis.values() for name in turns.speakers}
-    if absent := [name for name in order or () if name not in speakers]:
-        raise ValueError(
-            f"--channels: {', '.join(absent)} in no recording of {hyp}; there are {', '.join(sorted(speakers)[:10])}"
-        )
-    result = score(
-        reference,
-        hypothesis,
-        uem=None if uem is None else read_uem(uem, notes.append),
-        collar_s=collar or 0.0,
-        skip_overlap=skip_overlap,
-        hypothesis_order=order,
-    )
-    notes += result.notes
-    corpus = result.corpus
-    data = {"collar_s": collar or 0.0, "skip_overlap": skip_overlap, **result.to_json(), "notes": notes}
-    title = f"DER, collar ±{collar or 0:g} s, overlap {'left out' if skip_overlap else 'scored'}"
-    if bootstrap:
-        each = list(result.recordings.values())
-        interval, _ = ratio_intervals(
-            np.array([e.missed_s + e.false_alarm_s + e.confusion_s for e in each]),
-            np.array([e.total_s for e in each]),
-            np.random.default_rng(seed or 0),
-            num_resamples=bootstrap,
-        )
-        data["der_interval"] = {**interval.to_json(), "resampled": "recordings", "seed": seed or 0}
-        title += f"; 95 % interval of the corpus over {interval.num_units} recordings: {_range(interval)}"
-    _warn(notes)
+    collar_s, order = collar or 0.0, channels.split(",") if channels else ()
+    asked: dict[str, Any] = {"collar_s": collar_s, "skip_overlap": skip_overlap}
+    found = measure_der(ref, hyp, uem=uem, **asked, channels=order, num_resamples=bootstrap or 0, seed=seed or 0)
+    tables.warn(found.notes)
     if as_json:
-        print(json.dumps(data))
+        print(json.dumps(asked | found.to_json()))
     else:
-        _say_errors({**result.recordings, f"all {len(result.recordings)}": corpus}, title)
-    if result.unscored:
+        title = f"DER, collar ±{collar_s:g} s, overlap {'left out' if skip_overlap else 'scored'}"
+        if interval := found.interval:
+            over = f"{interval.num_units} recordings: {tables.span(interval)}"
+            title += f"; 95 % interval of the corpus over {over}"
+        tables.show_diarization(found.result, title)
+    if found.result.unscored:
         raise SystemExit(1)
-
-
-def _say_errors(rows: dict[str, DiarizationErrors], title: str) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    table.add_column("recording", overflow="fold", min_width=12)
-    for column in ("DER", "missed", "FA", "confused", "FA+Miss", "JER", "fixed", "speech s"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for name, errors in rows.items():
-        rates = errors.to_json()
-        keys = ("der", "missed_detection", "false_alarm", "confusion", "detection", "jer", "fixed_der")
-        cells = ["—" if rates[key] is None else f"{100 * rates[key]:.2f}" for key in keys]
-        table.add_row(escape(name), *cells, f"{errors.total_s:.2f}", end_section=name == list(rows)[-2])
-    console = _console()
-    console.print(table)
-    console.print("Rates in %. Fixed: DER without speaker mapping, for comparison with figures published so.")
 
 
 @app.command()
@@ -239,55 +129,17 @@ def doctor(
 
         evaluation doctor --store STORE RUN1 RUN2
     """
-    import numpy as np
+    from cli import tables
+    from evaluation.measure import examine
 
-    import featstore
-    from evaluation import audit
-    from evaluation.doctor import check_reference, failed
-    from evaluation.rttm import read_rttm, read_uem
-
-    if ref is None and store is None and not runs:
-        raise ValueError("nothing to look at: give --ref RTTM, --store STORE or runs")
-    if uem is not None and ref is None:
-        raise ValueError("--uem says what of a reference to score: give --ref too")
-    notes: list[str] = []
-    checks = []
-    if ref is not None:
-        regions = None if uem is None else read_uem(uem, notes.append)
-        rng = np.random.default_rng(seed or 0)
-        checks += check_reference(read_rttm(ref, notes.append), rng, uem=regions)
-    opened = None if store is None else featstore.open(store)
-    if opened is not None:
-        checks += audit.check_store(opened)
-    for run in runs or ():
-        checks += audit.check_run(run, opened)
-    bad = failed(checks)
-    _warn(notes)
+    found = examine(runs or (), ref=ref, uem=uem, store=store, seed=seed or 0)
+    tables.warn(found.notes)
     if as_json:
-        print(json.dumps({"ok": not bad, "checks": [check.to_json() for check in checks], "notes": notes}))
+        print(json.dumps(found.to_json()))
     else:
-        _say_checks(checks)
-    if bad:
+        tables.show_checks(found.checks)
+    if found.failed:
         raise SystemExit(1)
-
-
-def _say_checks(checks: list[Check]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    style = {"ok": "green", "info": "dim", "warning": "yellow", "error": "bold red"}
-    table = Table(title_justify="left", show_lines=False)
-    for column in ("check", "found", "expected"):
-        table.add_column(column, overflow="fold")
-    table.add_column("", no_wrap=True)
-    for check in checks:
-        table.add_row(
-            escape(check.name), escape(check.found), escape(check.expected), f"[{style[check.level]}]{check.level}[/]"
-        )
-    console = _console()
-    console.print(table)
-    count = sum(check.level == "error" for check in checks)
-    console.print(f"{len(checks)} checks, {count} failed." if count else f"{len(checks)} checks, none failed.")
 
 
 @app.command()
@@ -309,10 +161,11 @@ def report(
 
         evaluation report runs/probe runs/adapter --out report --json
     """
+    from cli import tables
     from evaluation.report import report as make
 
     facts = make(runs, out, num_resamples=bootstrap or 1000, seed=seed or 0)
-    _warn(facts["warnings"])
+    tables.warn(facts["warnings"])
     if as_json:
         print(json.dumps(facts))
         return

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from evaluation import runs
 from evaluation.diarization import score
 from evaluation.doctor import Check, Level
-from evaluation.rttm import read_rttm, read_uem
+from evaluation.runs import HYPOTHESIS, REFERENCE, RESULT, SCORES, RunFiles
 from evaluation.verification import evaluate_scores
-from featstore import FeatureSpec, Store
+from featstore import Store
 
 # A figure taken again from a run's RTTM files, whose times are rounded to the millisecond.
 _DER_TOLERANCE = 2e-3
@@ -35,37 +34,25 @@ def check_store(store: Store) -> list[Check]:
     """
     columns = ("id", "recording", "speaker", "split", "duration", "turns", "source", "start")
     rows = store.utterances.select(columns).to_pylist()
-    counts: dict[str, int] = defaultdict(int)
-    holders: dict[str, dict[Hashable, set[str]]] = {"recordings": {}, "speakers": {}, "names in turns": {}}
-    for row in rows:
-        counts[row["split"] or ""] += 1
-        if not row["split"]:
-            continue
-        holders["recordings"].setdefault(row["recording"], set()).add(row["split"])
-        if row["speaker"]:
-            holders["speakers"].setdefault(row["speaker"], set()).add(row["split"])
-        for turn in row["turns"] or ():
-            holders["names in turns"].setdefault(turn["speaker"], set()).add(row["split"])
+    counts = Counter(row["split"] or "" for row in rows)
     told = ", ".join(f"{count} {split or '(no split)'}" for split, count in sorted(counts.items())) or "none"
     checks = [Check(f"{store.address}: utterances", told, "", "info" if "" not in counts else "warning")]
     for feature, spec in store.features.items():
         if spec.warning:
             checks.append(Check(f"{store.address}: weights of {feature}", spec.warning, "trained weights", "warning"))
     splits = sorted(split for split in counts if split)
-    stretches = _shared_audio(rows)
+    holders, stretches = _holders(rows), _shared_audio(rows)
     copies = {feature: _equal_features(store, feature) for feature in store.features}
     for pair in combinations(splits, 2):
         name = " and ".join(pair)
-        found = []
-        for what, of in holders.items():
-            shared = sorted(str(item) for item, where in of.items() if set(pair) <= where)
-            level: Level = "error"
-            if what == "names in turns" or (what == "speakers" and "dev" in pair):
-                level = "warning"
-            found.append(_shared(f"{name}: {what} in both", shared, level))
-        found.append(_shared(f"{name}: audio in both", stretches.get(pair, []), "error"))
-        for feature, pairs in copies.items():
-            found.append(_shared(f"{name}: utterances with equal {feature} features", pairs.get(pair, []), "error"))
+        found = [
+            *_shared_names(pair, holders),
+            _shared(f"{name}: audio in both", stretches.get(pair, []), "error"),
+            *(
+                _shared(f"{name}: utterances with equal {feature} features", pairs.get(pair, []), "error")
+                for feature, pairs in copies.items()
+            ),
+        ]
         clean = Check(f"{name}: recordings, speakers, audio or equal features in both", "none", "none", "ok")
         checks += [check for check in found if check.level != "ok"] or [clean]
     for feature, pairs in copies.items():
@@ -74,6 +61,27 @@ def check_store(store: Store) -> list[Check]:
             expected = "none; weight by sampling, not by copies"
             checks.append(Check(f"copies inside a split, by {feature}", _listed(doubled), expected, "warning"))
     return checks
+
+
+def _holders(rows: list[dict[str, Any]]) -> dict[str, dict[str, set[str]]]:
+    """What splits may share → name → the splits that hold it."""
+    holders: dict[str, dict[str, set[str]]] = {"recordings": {}, "speakers": {}, "names in turns": {}}
+    for row in rows:
+        if not row["split"]:
+            continue
+        holders["recordings"].setdefault(row["recording"], set()).add(row["split"])
+        if row["speaker"]:
+            holders["speakers"].setdefault(row["speaker"], set()).add(row["split"])
+        for turn in row["turns"] or ():
+            holders["names in turns"].setdefault(turn["speaker"], set()).add(row["split"])
+    return holders
+
+
+def _shared_names(pair: tuple[str, str], holders: Mapping[str, Mapping[str, set[str]]]) -> Iterator[Check]:
+    for what, of in holders.items():
+        mild = what == "names in turns" or (what == "speakers" and "dev" in pair)
+        shared = sorted(name for name, where in of.items() if set(pair) <= where)
+        yield _shared(f"{' and '.join(pair)}: {what} in both", shared, "warning" if mild else "error")
 
 
 def _shared(name: str, items: list[str], level: Level) -> Check:
@@ -86,9 +94,9 @@ def _listed(items: list[str]) -> str:
     return f"{len(items)}: {', '.join(items[:3])}" + (", …" if len(items) > 3 else "")
 
 
-def _shared_audio(rows: list[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
+def _shared_audio(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
     """Pairs of splits → pairs of utterances that take overlapping stretches of one source file."""
-    by_source: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    by_source: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["split"]:
             by_source[row["source"]].append(row)
@@ -151,43 +159,41 @@ def check_run(path: str | PathLike[str], store: Store | None = None) -> list[Che
     ------
     ValueError : not a run's folder, or a damaged one.
     """
-    path = Path(path)
-    try:
-        config = json.loads((path / "config.json").read_bytes())
-        result_file = path / "result.json"
-        result = json.loads(result_file.read_bytes()) if result_file.exists() else None
-        specs = {name: FeatureSpec.from_json(entry["spec"]) for name, entry in config["features"].items()}
-        sound = config["protocol"] == "sound"
-    except FileNotFoundError:
-        raise ValueError(f"{path}: not a run (no config.json in it)") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: config.json or result.json is damaged: {error}") from None
+    run = runs.open(path)
+    result, sound = run.result(), run.protocol == "sound"
     checks = [
-        Check(f"{path}: protocol", config["protocol"], "sound", "ok" if sound else "warning"),
-        *(Check(f"{path}: weights", s.warning, "trained weights", "warning") for s in specs.values() if s.warning),
+        Check(f"{run.path}: protocol", run.protocol, "sound", "ok" if sound else "warning"),
+        *(Check(f"{run.path}: weights", warning, "trained weights", "warning") for warning in run.warnings),
+        *(_check_features(run, store) if store is not None else ()),
     ]
-    for name, spec in specs.items() if store is not None else ():
-        found = store.features[name].fingerprint if name in store.features else "absent"
-        level: Level = "ok" if found == spec.fingerprint else "error"
-        checks.append(Check(f"{path}: {name} in {store.address}", found, spec.fingerprint, level))
     if result is None:
-        return [*checks, Check(f"{path}: figures", "none (no result.json)", "a finished run", "warning")]
+        return [*checks, Check(f"{run.path}: figures", f"none (no {RESULT})", "a finished run", "warning")]
     unsound: Level = "error" if sound else "warning"
-    if (path / "hyp.rttm").exists():
-        checks += _check_diarizer(path, result, store, unsound)
-    if (path / "scores.parquet").exists():
-        checks += _check_probe(path, result, unsound)
+    if (run.path / HYPOTHESIS).exists():
+        checks += _check_diarizer(run, result, store, unsound)
+    if (run.path / SCORES).exists():
+        checks += _check_probe(run, result, unsound)
     return checks
 
 
-def _check_diarizer(path: Path, result: Mapping[str, Any], store: Store | None, unsound: Level) -> list[Check]:
+def _check_features(run: RunFiles, store: Store) -> list[Check]:
+    checks = []
+    for name, spec in run.features.items():
+        found = store.features[name].fingerprint if name in store.features else "absent"
+        level: Level = "ok" if found == spec.fingerprint else "error"
+        checks.append(Check(f"{run.path}: {name} in {store.address}", found, spec.fingerprint, level))
+    return checks
+
+
+def _check_diarizer(run: RunFiles, result: Mapping[str, Any], store: Store | None, unsound: Level) -> list[Check]:
+    path = run.path
     checks = []
     stated = (result.get("test") or {}).get("der")
     if stated is not None:
-        uem = read_uem(path / "windows.uem") if (path / "windows.uem").exists() else None
-        again = score(read_rttm(path / "ref.rttm"), read_rttm(path / "hyp.rttm"), uem=uem).corpus.der
+        reference, hypothesis, uem = run.diarization()
+        again = score(reference, hypothesis, uem=uem).corpus.der
         level: Level = "ok" if abs(again - stated) <= _DER_TOLERANCE else "error"
-        name = f"{path}: DER, taken again from ref.rttm and hyp.rttm"
+        name = f"{path}: DER, taken again from {REFERENCE} and {HYPOTHESIS}"
         checks.append(Check(name, f"{100 * again:.2f} %", f"{100 * stated:.2f} %", level))
     tuned_on = (result.get("decoding") or {}).get("tuned_on", "unknown")
     checks.append(Check(f"{path}: decoding tuned on", tuned_on, "dev", "ok" if tuned_on == "dev" else "warning"))
@@ -200,23 +206,17 @@ def _check_diarizer(path: Path, result: Mapping[str, Any], store: Store | None, 
     return checks
 
 
-def _check_probe(path: Path, result: Mapping[str, Any], unsound: Level) -> list[Check]:
-    import pyarrow.parquet as pq
-    from safetensors import safe_open
-
-    table = pq.read_table(path / "scores.parquet")
-    same = table["label"].to_numpy(zero_copy_only=False)
+def _check_probe(run: RunFiles, result: Mapping[str, Any], unsound: Level) -> list[Check]:
+    found = run.scores()
     checks = []
     for name, stated in (result.get("systems") or {}).items():
-        if name not in table.column_names:
+        if name not in found.systems:
             continue
-        again = evaluate_scores(table[name].to_numpy(), same).eer
+        again = evaluate_scores(found.systems[name], found.same).eer
         level: Level = "ok" if abs(again - stated["eer"]) <= _EER_TOLERANCE else "error"
         expected = f"{100 * stated['eer']:.2f} %"
-        checks.append(Check(f"{path}: EER of {name}, from scores.parquet", f"{100 * again:.2f} %", expected, level))
-    sides = np.concatenate([table[c].to_numpy(zero_copy_only=False) for c in ("enrol_speaker", "test_speaker")])
-    with safe_open(path / "model.safetensors", framework="numpy") as file:
-        classes = json.loads((file.metadata() or {}).get("whowhen", "{}")).get("classes", [])
-    shared = sorted(set(classes) & {str(s) for s in sides if s is not None})
-    checks.append(_shared(f"{path}: trial speakers that it was trained on", shared, unsound))
+        checks.append(Check(f"{run.path}: EER of {name}, from {SCORES}", f"{100 * again:.2f} %", expected, level))
+    judged = {speaker for speaker in (*found.left_speakers, *found.right_speakers) if speaker is not None}
+    shared = sorted(judged & set(run.model_facts().get("classes", ())))
+    checks.append(_shared(f"{run.path}: trial speakers that it was trained on", shared, unsound))
     return checks

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from evaluation.rttm import NO_TURNS, Turns
+from evaluation.turns import NO_TURNS, Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,14 @@ class DiarizationErrors:
         return DiarizationErrors(*(getattr(self, n) + getattr(other, n) for n in self.__slots__))
 
     @property
+    def wrong_s(self) -> float:
+        """Seconds of all errors, under the optimal mapping."""
+        return self.missed_s + self.false_alarm_s + self.confusion_s
+
+    @property
     def der(self) -> float:
         """(missed + false alarm + confusion) / total; NaN without reference speech."""
-        return self._share(self.missed_s + self.false_alarm_s + self.confusion_s)
+        return self._share(self.wrong_s)
 
     @property
     def fixed_der(self) -> float:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from evaluation.diarization import DiarizationErrors, score, score_recording
 from evaluation.frames import floor
-from evaluation.rttm import Turns
+from evaluation.turns import Turns
 from featstore.types import FrameGrid
 
 Level = Literal["ok", "info", "warning", "error"]
@@ -62,10 +62,6 @@ def failed(checks: Iterable[Check]) -> bool:
 
 def _must(name: str, found: str, expected: str, fine: bool) -> Check:
     return Check(name, found, expected, "ok" if fine else "error")
-
-
-def _wrong_s(errors: DiarizationErrors) -> float:
-    return errors.missed_s + errors.false_alarm_s + errors.confusion_s
 
 
 def _percent(rate: float) -> str:
@@ -176,7 +172,7 @@ def _floors(reference: Mapping[str, Turns], uem: Mapping[str, NDArray[np.float64
         # Rounding each boundary outward moves it half a frame on average, the nearest one a quarter.
         name = f"floor at {title}: by frame centre; rounded outward"
         checks.append(Check(name, found, "the second is higher", "ok" if centre <= outward + 1e-9 else "warning"))
-        hidden = _wrong_s(floor(reference, grid, uem=uem, outward=True, collar_s=0.25))
+        hidden = floor(reference, grid, uem=uem, outward=True, collar_s=0.25).wrong_s
         checks.append(_must(f"floor at {title} under a collar of ±0.25 s", f"{hidden:.2f} s", "0", hidden < 1e-6))
     return checks
 
@@ -187,7 +183,7 @@ def _collars(reference: Mapping[str, Turns], uem: Mapping[str, NDArray[np.float6
     for collar_s, title in sorted(COLLARS.items()):
         for skip_overlap in (False, True):
             errors = score(reference, reference, uem=uem, collar_s=collar_s, skip_overlap=skip_overlap).corpus
-            wrong = _wrong_s(errors)
+            wrong = errors.wrong_s
             fine = wrong < 1e-6 and errors.total_s <= whole_s + 1e-6
             found = f"{wrong:.2f} s; {errors.total_s:.2f} s ({_percent(errors.total_s / whole_s)})"
             name = f"collar ±{collar_s:g} s ({title})" + (", overlap left out" if skip_overlap else "")

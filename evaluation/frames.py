@@ -8,11 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from evaluation.diarization import DiarizationErrors, score
-from evaluation.rttm import Turns
-from featstore.types import FrameGrid, Turn
-
-# Times within a billionth of a frame of a frame's centre are on it: 0.12 / 0.08 is not 1.5 in binary.
-_SLACK_FRAMES = 1e-9
+from evaluation.turns import Turns
+from featstore.types import FRAME_TOLERANCE, FrameGrid, Turn
 
 
 def turns_to_frames(
@@ -34,8 +31,7 @@ def turns_to_frames(
     ValueError : stop before start, or a speaker named twice.
     """
     turns = Turns.of(turns)
-    edges = [(times - grid.first_centre_s) / grid.step_s for times in (turns.start_s, turns.end_s)]
-    first, last = (np.ceil(edge - _SLACK_FRAMES) for edge in edges)
+    first, last = grid.active(turns.start_s, turns.end_s)
     return _paint(turns, first, last, start, stop, speakers)
 
 
@@ -48,8 +44,8 @@ def turns_to_frames_outward(
     """
     turns = Turns.of(turns)
     origin_s = grid.first_centre_s - grid.step_s / 2
-    first = np.floor((turns.start_s - origin_s) / grid.step_s + _SLACK_FRAMES)
-    last = np.ceil((turns.end_s - origin_s) / grid.step_s - _SLACK_FRAMES)
+    first = np.floor((turns.start_s - origin_s) / grid.step_s + FRAME_TOLERANCE)
+    last = np.ceil((turns.end_s - origin_s) / grid.step_s - FRAME_TOLERANCE)
     return _paint(turns, first, last, start, stop, speakers)
 
 

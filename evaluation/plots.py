@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from evaluation.rttm import Turns
 from evaluation.verification import DetCurve
+
+if TYPE_CHECKING:
+    from pyannote.core import Annotation
 
 INK, FAINT = "#1f2933", "#9aa5b1"
 #: Colour-blind safe (Okabe and Ito); a system keeps its colour through the report.
@@ -120,19 +122,22 @@ def stacks(bars: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], label: 
     return _svg("stacks" + label, 9.0, 1.3 + 0.5 * len(bars), draw)
 
 
-def timeline(reference: Turns, hypothesis: Turns, mapping: Mapping[str, str], start_s: float, end_s: float) -> str:
+def timeline(
+    reference: Annotation, hypothesis: Annotation, mapping: Mapping[str, str], start_s: float, end_s: float
+) -> str:
     """Who spoke when, above, and who the system says spoke when, below; colours follow the optimal mapping."""
-    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(reference.speakers)}
+    sides = {"reference": reference, "system": hypothesis}
+    tracks = [(side, *track) for side, said in sides.items() for track in said.itertracks(yield_label=True)]
+    lanes = list(dict.fromkeys((side, str(label)) for side, _, _, label in tracks))
+    speakers = [label for side, label in lanes if side == "reference"]
+    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(speakers)}
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        rows = [("reference", turn.speaker, turn, colours[turn.speaker]) for turn in reference.to_turns()]
-        for turn in hypothesis.to_turns():
-            rows.append(("system", turn.speaker, turn, colours.get(mapping.get(turn.speaker, ""), FAINT)))
-        lanes = [("reference", s) for s in reference.speakers] + [("system", s) for s in hypothesis.speakers]
-        for side, speaker, turn, colour in rows:
-            lane = lanes.index((side, speaker)) + (side == "system") * 0.4
-            axes.barh(lane, turn.end_s - turn.start_s, left=turn.start_s, height=0.78, color=colour)
+        for side, segment, _, label in tracks:
+            lane = lanes.index((side, str(label))) + (side == "system") * 0.4
+            colour = colours.get(str(label) if side == "reference" else mapping.get(str(label), ""), FAINT)
+            axes.barh(lane, segment.duration, left=segment.start, height=0.78, color=colour)
         axes.set_yticks(
             [i + (side == "system") * 0.4 for i, (side, _) in enumerate(lanes)],
             [
@@ -141,11 +146,11 @@ def timeline(reference: Turns, hypothesis: Turns, mapping: Mapping[str, str], st
             ],
             fontsize=8,
         )
-        axes.axhline(len(reference.speakers) - 0.3, color=INK, linewidth=0.8)
+        axes.axhline(len(speakers) - 0.3, color=INK, linewidth=0.8)
         axes.set(xlim=(start_s, end_s), ylim=(len(lanes), -0.6), xlabel="seconds")
         axes.grid(axis="y", visible=False)
 
-    return _svg(f"timeline{start_s}", 9.0, 0.8 + 0.24 * (len(reference.speakers) + len(hypothesis.speakers)), draw)
+    return _svg(f"timeline{start_s}", 9.0, 0.8 + 0.24 * len(lanes), draw)
 
 
 def histories(runs: Mapping[str, Mapping[str, Sequence[float]]]) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from evaluation import runs
 from evaluation.bootstrap import Interval, eer_intervals, ratio_intervals
+from evaluation.runs import RESULT, RunError, RunFiles
 from evaluation.verification import DetCurve, det_curve, evaluate_scores
+from featstore import FeatureSpec
 
 #: The experiments, and what the reference study published of them (PersonaPlex-Voice-Diarization).
 EXPERIMENTS: dict[str, dict[str, str]] = {
@@ -79,17 +80,26 @@ ERRORS = {
 }
 
 
+@dataclass(frozen=True)
+class Plotted:
+    """What verification runs give to plot, by label: DET curves, and (scores, same) for histograms."""
+
+    curves: dict[str, DetCurve] = field(default_factory=dict)
+    scores: dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]] = field(default_factory=dict)
+
+
 @dataclass
 class RunFacts:
     """A finished run as the report needs it."""
 
-    path: Path
-    config: dict[str, Any]
+    files: RunFiles
     result: dict[str, Any]
-    features: dict[str, Any]
-    warnings: list[str]
     experiment: str
     figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        return self.files.path
 
     @property
     def name(self) -> str:
@@ -97,7 +107,15 @@ class RunFacts:
 
     @property
     def protocol(self) -> str:
-        return self.result["protocol"]
+        return self.files.protocol
+
+    @property
+    def features(self) -> Mapping[str, FeatureSpec]:
+        return self.files.features
+
+    @property
+    def diarizes(self) -> bool:
+        return bool(self.result["kind"] != "probe")
 
     @property
     def title(self) -> str:
@@ -109,25 +127,16 @@ def read_run(path: Path) -> RunFacts:
 
     Raises
     ------
-    ValueError : it is none, it has not finished, or its files are damaged.
+    RunError : it is none, it has not finished, or its files are damaged.
     """
+    files = runs.open(path)
+    result = files.result()
+    if result is None:
+        raise RunError(f"{path}: the run has not finished (no {RESULT}); go on with: trainers fit … --resume")
     try:
-        config = json.loads((path / "config.json").read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{path}: not a run (no config.json in it); make one with: trainers fit") from None
-    except ValueError as error:
-        raise ValueError(f"{path / 'config.json'}: damaged: {error}") from None
-    if not (path / "result.json").exists():
-        raise ValueError(f"{path}: the run has not finished (no result.json); go on with: trainers fit … --resume")
-    try:
-        result = json.loads((path / "result.json").read_bytes())
-        features, kind = config["features"], result["kind"]
-        warnings = [f["warning"] for f in features.values() if f["warning"]]
-        return RunFacts(
-            path, config["config"], result, features, warnings, config["config"].get("experiment") or _OF_KIND[kind]
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged, or written by another version: {error}") from None
+        return RunFacts(files, result, files.config["config"].get("experiment") or _OF_KIND[result["kind"]])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path}: damaged, or written by another version: {error}") from None
 
 
 def title_of(experiment: str) -> str:
@@ -136,47 +145,44 @@ def title_of(experiment: str) -> str:
     return name if experiment == "poc" else f"{experiment} {name}"
 
 
-def verification_figures(
-    run: RunFacts, num_resamples: int, rng: np.random.Generator, curves: dict[str, DetCurve], scores: dict[str, Any]
-) -> None:
+def verification_figures(run: RunFacts, num_resamples: int, rng: np.random.Generator, plotted: Plotted) -> None:
     """Fill ``run.figures`` by system: EER with its interval by speaker, and its difference to raw cosine, paired.
 
     Parameters
     ----------
-    curves, scores : gain what is plotted: DET curves, and (scores, same) for histograms, by label.
+    plotted : gains what is drawn of this run.
 
     Raises
     ------
-    ValueError : scores.parquet is missing or damaged.
+    RunError : scores.parquet is missing or damaged.
     """
-    try:
-        table = pq.read_table(run.path / "scores.parquet")
-        same = table["label"].to_numpy()
-        speakers = [table[c].to_pylist() for c in ("enrol_speaker", "test_speaker")]
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise ValueError(f"{run.path / 'scores.parquet'}: missing or damaged: {error}") from None
-    raw = table["raw"].to_numpy()
-    bootable = not any(s is None for side in speakers for s in side)
+    found = run.files.scores()
+    same, left, right = found.same, found.left_speakers, found.right_speakers
+    bootable = None not in left and None not in right
     features = "+".join(run.features)
     for system, name in _SYSTEMS.items():
-        if system not in table.column_names:
+        if system not in found.systems:
             continue
         name = name if features == "mimi" else f"{features}: {name}"
-        values = table[system].to_numpy()
+        values = found.systems[system]
         figures = evaluate_scores(values, same).to_json() | {"interval": None, "against_raw": None}
         if bootable:
-            interval, gap = eer_intervals(
-                values, same, *speakers, rng, baseline=None if system == "raw" else raw, num_resamples=num_resamples
-            )
-            figures["interval"] = interval.to_json()
-            figures["against_raw"] = gap.to_json() if gap else None
+            raw = None if system == "raw" else found.systems["raw"]
+            interval, gap = eer_intervals(values, same, left, right, rng, baseline=raw, num_resamples=num_resamples)
+            figures |= {"interval": interval.to_json(), "against_raw": gap.to_json() if gap else None}
         run.figures[system] = {"name": name, **figures}
-        label = f"{name} ({run.protocol})" if system not in ("raw", "raw_centred") else name
-        plotted = ("probe",) if run.protocol == "reference" else ("raw", "probe", "lda")  # more would hide each other
-        if label not in curves and system in plotted:
-            curves[label] = det_curve(values, same)
-            if system in ("raw", "probe"):
-                scores[label] = (values, same)
+        _plot(plotted, run.protocol, system, name, values, same)
+
+
+def _plot(
+    plotted: Plotted, protocol: str, system: str, name: str, values: NDArray[np.float32], same: NDArray[np.bool_]
+) -> None:
+    drawn = ("probe",) if protocol == "reference" else ("raw", "probe", "lda")  # more would hide each other
+    label = name if system == "raw" else f"{name} ({protocol})"
+    if system in drawn and label not in plotted.curves:
+        plotted.curves[label] = det_curve(values, same)
+        if system != "lda":
+            plotted.scores[label] = (values, same)
 
 
 def diarization_figures(run: RunFacts, num_resamples: int, rng: np.random.Generator) -> None:

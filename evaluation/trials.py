@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from evaluation.verification import cosine_scores
 from featstore import Store
+from featstore.corpora.rttm import lines
 
 # What counts as a file extension: "00001.wav" has one, "speaker.7" has none.
 _EXTENSION = re.compile(r"\.(?=[A-Za-z0-9]{0,4}[A-Za-z])[A-Za-z0-9]{1,5}$")
@@ -65,12 +66,7 @@ def read_trials(path: str | PathLike[str]) -> Trials:
             raise ValueError(f"{path}: damaged gzip file: {error}") from None
         if len(raw) > MAX_BYTES:
             raise ValueError(f"{path}: unpacks to more than {MAX_BYTES} bytes, so no trial list; not read")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        number = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}:{number}: not UTF-8 text; convert the file (iconv -t UTF-8) and try again") from None
-    rows = [line.split() for line in text.split("\n")]
+    rows = [line.split() for line in lines(path, raw)]
     for number, row in enumerate(rows, 1):
         if row and (len(row) != 3 or row[0] not in ("0", "1")):
             raise ValueError(
@@ -186,7 +182,7 @@ def score_trials(store: Store, feature: str, trials: Trials, *, centre: bool = F
     Raises
     ------
     KeyError : no such feature; an utterance that is absent or ambiguous.
-    ValueError : `centre` without a train split; a vector that is zero or not finite.
+    ValueError : `centre` without a train split that has the feature; a vector that is zero or not finite.
     """
     table = store.utterances.select(["id", "source", "speaker"])
     all_ids, sources, all_speakers = (table[name].to_pylist() for name in ("id", "source", "speaker"))
@@ -198,15 +194,14 @@ def score_trials(store: Store, feature: str, trials: Trials, *, centre: bool = F
             f"feature {feature!r}: {len(bad)} of {len(ids)} utterances have a mean that is zero or not finite "
             f"(first: {_first([ids[i] for i in bad])}); look at their audio, or extract them again"
         )
+    warnings = [store.features[feature].warning]
     if centre:
-        train = store.select(split="train")
-        if not len(train):
-            raise ValueError(f"centring needs utterances of split 'train' in {store.address}, found none")
-        vectors = vectors - train.pooled(feature).mean(axis=0, dtype=np.float64).astype(np.float32)
+        mean, told = _train_mean(store, feature)
+        vectors = vectors - mean
+        warnings.append(told)
     speaker_of = dict(zip(all_ids, all_speakers, strict=True))
     speakers = np.array([speaker_of[id] or None for id in ids], dtype=object)
     left, right = speakers[trials.left], speakers[trials.right]
-    warnings = [store.features[feature].warning]
     known = np.array([speaker is not None for speaker in speakers], dtype=np.bool_)
     wrong = int(((left == right) != trials.same)[known[trials.left] & known[trials.right]].sum())
     if wrong:
@@ -220,3 +215,20 @@ def score_trials(store: Store, feature: str, trials: Trials, *, centre: bool = F
         right_speakers=right,
         warnings=tuple(warning for warning in warnings if warning),
     )
+
+
+def _train_mean(store: Store, feature: str) -> tuple[NDArray[np.float32], str | None]:
+    """Mean vector (dim,) of the train split, and what to say where some of its utterances lack the feature."""
+    train = store.select(split="train").ids
+    if not train:
+        raise ValueError(f"centring needs utterances of split 'train' in {store.address}, found none")
+    known = store.index(feature).rows
+    ids = [id for id in train if id in known]
+    if not ids:
+        raise ValueError(
+            f"centring needs utterances of split 'train' in {store.address}, found none of {len(train)} with "
+            f"feature {feature!r}; extract them into the store first"
+        )
+    told = f"centred on {len(ids)} of {len(train)} train utterances; the others lack feature {feature!r}"
+    mean: NDArray[np.float32] = store.pooled(feature, ids).mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean, told if len(ids) < len(train) else None

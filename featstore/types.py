@@ -12,11 +12,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 # A feature's name becomes a folder and a Zarr group: keep it to what every file system and reader takes.
 _FEATURE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _MAX_ID_CHARS = 1024
+
+#: Times within a billionth of a frame of a frame's centre are on it: 0.12 / 0.08 is not 1.5 in binary.
+FRAME_TOLERANCE = 1e-9
 
 
 def _finite(owner: str, **values: float) -> None:
@@ -116,7 +119,19 @@ class FrameGrid:
 
     def index(self, time_s: float) -> int:
         """The first frame whose centre is at or after `time_s` (never below 0)."""
-        return max(0, math.ceil((time_s - self.first_centre_s) / self.step_s - 1e-9))
+        return int(self.active(time_s, time_s)[0])
+
+    def active(self, start_s: ArrayLike, end_s: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The frames of turns: a frame is active when its centre lies in a turn, ``[start_s, end_s)``.
+
+        Returns
+        -------
+        first, last : of each turn, in the shape of the times: its frames are ``first:last``, none where these are equal.
+        """
+        edges = [(np.asarray(s, np.float64) - self.first_centre_s) / self.step_s for s in (start_s, end_s)]
+        # The bound keeps a time that no frame number can hold from becoming a negative one.
+        first, last = (np.ceil(edge - FRAME_TOLERANCE).clip(0, 1 << 62).astype(np.int64) for edge in edges)
+        return first, last
 
 
 #: Mimi's 12.5 Hz frames: 1920 samples at 24 kHz each; a frame's centre is the middle of its samples.

@@ -25,7 +25,8 @@ from evaluation.frames import (
     turns_to_frames,
     turns_to_frames_outward,
 )
-from evaluation.rttm import NO_TURNS, Turns, read_rttm, read_uem, write_rttm
+from evaluation.rttm import read_rttm, read_uem, write_rttm, write_uem
+from evaluation.turns import NO_TURNS, Turns, to_timeline
 from featstore.types import MIMI_GRID, FrameGrid, Turn
 
 
@@ -41,7 +42,7 @@ def draw(**speakers: str) -> Turns:
 
 
 def pyannote(reference: Turns, hypothesis: Turns, regions: np.ndarray | None = None, **options: object) -> dict:
-    uem = None if regions is None else Timeline([Segment(a, b) for a, b in regions])
+    uem = None if regions is None else to_timeline(regions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         options["collar"] = 2 * options.pop("collar_s", 0.0)
@@ -274,6 +275,30 @@ def test_a_frame_is_active_when_its_centre_lies_in_a_turn() -> None:
         turns_to_frames(turns, MIMI_GRID, 0, 4, ["A", "A"])
 
 
+@pytest.mark.parametrize("grid", [MIMI_GRID, FrameGrid(0.02, 0.04), FrameGrid(0.0, 1 / 3)], ids=str)
+def test_a_turn_that_starts_or_ends_on_a_centre(grid: FrameGrid) -> None:
+    """Frame 0 to a day of frames: a start on a centre takes the frame in, an end on it leaves it out."""
+    frames = np.unique(np.geomspace(1, 86_400 / grid.step_s, 5_000).astype(np.int64))
+    centres = grid.centres_s(0, int(frames[-1]) + 1)[frames]
+    start_of_file = 3600.1  # RTTM holds starts and durations: their sum is seldom the end that was written
+    for times in (centres, start_of_file + (centres - start_of_file), centres + 2e-11, centres - 2e-11):
+        first, last = grid.active(times, times)
+        np.testing.assert_array_equal(first, frames)
+        np.testing.assert_array_equal(last, frames)
+    assert [grid.index(float(t)) for t in centres[:50]] == frames[:50].tolist()
+    first, last = grid.active(centres + 1e-6, centres + 1e-6)  # beyond the tolerance it is the next frame's
+    np.testing.assert_array_equal(first, frames + 1)
+    turns = Turns.of([Turn(*grid.centres_s(3, 7)[[0, 3]], "A")])
+    assert np.flatnonzero(turns_to_frames(turns, grid, 0, 20, ["A"])).tolist() == [3, 4, 5]
+
+
+def test_frames_of_times_beyond_any_grid() -> None:
+    first, last = MIMI_GRID.active([-5.0, 1e300], [0.04, 1e306])
+    assert (first.tolist(), last.tolist()) == ([0, 1 << 62], [0, 1 << 62])
+    assert MIMI_GRID.index(-1.0) == 0
+    assert [len(numbers) for numbers in MIMI_GRID.active([], [])] == [0, 0]
+
+
 def test_rasterising_equals_asking_each_centre() -> None:
     rng = np.random.default_rng(0)
     marks = rng.uniform(-1, 30, (40, 2))
@@ -391,6 +416,28 @@ def test_uem_files(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_uem(path)
+
+
+def test_written_uem_reads_back(tmp_path: Path) -> None:
+    regions = {"m": np.array([[0.0, 1.5], [2.25, 90.0]]), "n@4.96": np.array([[4.96, 9.92]])}
+    write_uem(tmp_path / "a.uem", regions)
+    for name, found in read_uem(tmp_path / "a.uem").items():
+        np.testing.assert_array_equal(found, regions[name])
+    with pytest.raises(ValueError, match="one word without spaces, found 'a b'"):
+        write_uem(tmp_path / "b.uem", {"a b": regions["m"]})
+    assert not (tmp_path / "b.uem").exists()
+
+
+def test_annotations_and_back() -> None:
+    turns = [Turn(0.5, 2.0, "ann"), Turn(1.0, 3.0, "bob"), Turn(1.0, 3.0, "cy"), Turn(4.0, 5.0, "ann")]
+    annotation = Turns.of(turns).to_annotation("m")
+    assert (annotation.uri, annotation.labels()) == ("m", ["ann", "bob", "cy"])
+    assert annotation.label_duration("ann") == 2.5
+    assert list(Turns.from_annotation(annotation)) == turns
+    assert len(Turns.from_annotation(NO_TURNS.to_annotation())) == 0
+    timeline = to_timeline(np.array([[0.0, 2.0], [4.0, 6.0]]), "m")
+    assert (timeline.uri, timeline.duration()) == ("m", 4.0)
+    assert annotation.crop(timeline).get_timeline().extent() == Segment(0.5, 5.0)
 
 
 def test_written_rttm_reads_back(tmp_path: Path, speech_dir: Path) -> None:

@@ -17,7 +17,8 @@ from cli.evaluation import app
 from evaluation.audit import check_run, check_store
 from evaluation.diarization import score
 from evaluation.doctor import Check, check_reference, failed
-from evaluation.rttm import NO_TURNS, Turns, read_rttm, read_uem, write_rttm
+from evaluation.rttm import read_rttm, read_uem, write_rttm
+from evaluation.turns import NO_TURNS, Turns
 from evaluation.verification import evaluate_scores
 from featstore import MIMI_GRID, FeatureSpec, Turn, Utterance
 

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from cli.evaluation import app
 from evaluation.diarization import DiarizationErrors, score
 from evaluation.report import report
-from evaluation.rttm import Turns, write_rttm
+from evaluation.rttm import write_rttm, write_uem
+from evaluation.turns import Turns
 from evaluation.verification import evaluate_scores
 from featstore import Turn
 from tests.test_store import spec
@@ -72,7 +73,7 @@ def diarization_run(path: Path, kind: str, protocol: str = "sound", swap: bool =
     config(path, kind, protocol, ("mimi", "titanet") if kind == "fusion" else ("mimi",), **more)
     write_rttm(path / "ref.rttm", reference)
     write_rttm(path / "hyp.rttm", hypothesis)
-    (path / "windows.uem").write_text("".join(f"{n} 1 0.000 10.000\n" for n in uem))
+    write_uem(path / "windows.uem", uem)
     (path / "history.csv").write_text("epoch,train_loss,dev_der\n1,0.5,0.4\n2,0.3,0.2\n")
     recordings = {name.split("@")[0]: errors.to_json() for name, errors in result.recordings.items()}
     facts = {

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evaluation.runs import LAST, MODEL, RESULT
 from trainers.runs import Run, RunError
 
 
@@ -46,7 +47,7 @@ def save_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     facts = asdict(state)
     if math.isinf(state.best_loss):
         facts["best_loss"] = None
-    run.write_tensors("last.safetensors", tensors, facts)
+    run.write_tensors(LAST, tensors, facts)
 
 
 def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
@@ -56,7 +57,7 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     ------
     RunError : damaged, or of another model.
     """
-    tensors, facts = run.read_tensors("last.safetensors")
+    tensors, facts = run.read_tensors(LAST)
     _load_tensors(run, model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -74,22 +75,22 @@ def read_state(run: Run) -> State:
     ------
     RunError : there is none, or it is damaged.
     """
-    return _state(run, run.read_tensors("last.safetensors")[1])
+    return _state(run, run.read_tensors(LAST)[1])
 
 
 def _state(run: Run, facts: dict[str, Any]) -> State:
     try:
         state = State(**facts)
     except TypeError as error:
-        raise RunError(f"{run.path / 'last.safetensors'}: of another version: {error}") from None
+        raise RunError(f"{run.path / LAST}: of another version: {error}") from None
     if state.best_loss is None:
         state.best_loss = math.inf
     # More epochs may have been asked for since.
     state.finished = bool(state.history) and (
         state.epoch > run.config.epochs or state.epoch - 1 - state.best_epoch >= run.config.patience
     )
-    if "seconds" not in facts and (run.path / "result.json").exists():
-        _take_costs(state, run.read_json("result.json"))
+    if "seconds" not in facts and (run.path / RESULT).exists():
+        _take_costs(state, run.read_json(RESULT))
     return state
 
 
@@ -110,7 +111,7 @@ def nothing_to_do(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_best(run: Run, model: nn.Module) -> dict[str, Any]:
-    tensors, facts = run.read_tensors("model.safetensors")
+    tensors, facts = run.read_tensors(MODEL)
     _load_tensors(run, model, tensors)
     return facts
 

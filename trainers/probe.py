@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 import featstore
+from evaluation.runs import MODEL, OUTPUTS, RESULT, SCORES, score_table
 from evaluation.trials import Trials, read_trials, resolve
 from evaluation.verification import cosine_scores, evaluate_scores
 from featstore import FeatureSpec, FrameGrid, Store
@@ -187,7 +187,7 @@ def fit_probe(run: Run, store: Store, *, progress: Progress | None = None) -> di
     ConfigError : see `load_data`.
     """
     config = run.config
-    finished = run.path / "result.json"
+    finished = run.path / RESULT
     if finished.exists() and Run.open(run.path).config.epochs == config.epochs:
         return nothing_to_do(run.read_json(finished.name))
     began = time.perf_counter()
@@ -220,10 +220,10 @@ def _finish(
     }
     trials = data.trials
     scores = {name: cosine_scores(space, trials.left, trials.right) for name, space in spaces.items()}
-    run.write_table("scores.parquet", _score_table(data, scores))
+    run.write_table(SCORES, score_table(trials, data.ids, data.trial_speakers, scores))
     facts = {"kind": "probe", "classes": [str(c) for c in probe.classes_]}
     tensors = {"weight": probe.coef_, "bias": probe.intercept_, "train_mean": mean}
-    run.write_tensors("model.safetensors", {k: _tensor(v) for k, v in tensors.items()}, facts)
+    run.write_tensors(MODEL, {k: _tensor(v) for k, v in tensors.items()}, facts)
     run.write_history(probe.history_)
     _write_embeddings(run, store, data, spaces["probe"], probe)
 
@@ -247,7 +247,7 @@ def _finish(
         "seconds": round(time.perf_counter() - began, 3),
         "systems": {name: evaluate_scores(s, trials.same).to_json() for name, s in scores.items()},
     }
-    run.write_json("result.json", result)
+    run.write_json(RESULT, result)
     return result
 
 
@@ -255,19 +255,6 @@ def _tensor(array: NDArray) -> Any:
     import torch
 
     return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def _score_table(data: ProbeData, scores: dict[str, NDArray]) -> pa.Table:
-    left, right = data.trials.left, data.trials.right
-    ids, speakers = np.array(data.ids, dtype=object), np.array(data.trial_speakers, dtype=object)
-    columns = {
-        "label": pa.array(data.trials.same),
-        "enrol": pa.array(ids[left], pa.string()),
-        "test": pa.array(ids[right], pa.string()),
-        "enrol_speaker": pa.array(speakers[left], pa.string()),
-        "test_speaker": pa.array(speakers[right], pa.string()),
-    }
-    return pa.table(columns | {name: pa.array(values, pa.float32()) for name, values in scores.items()})
 
 
 def _write_embeddings(run: Run, store: Store, data: ProbeData, vectors: NDArray, probe: LinearProbe) -> None:
@@ -280,8 +267,8 @@ def _write_embeddings(run: Run, store: Store, data: ProbeData, vectors: NDArray,
         grid=FrameGrid(0.0, 1.0),  # one vector an utterance: its place in time means nothing
         weights_sha256=weights,
     )
-    shutil.rmtree(run.path / "outputs", ignore_errors=True)  # of this run when it was cut off
-    with featstore.writer(run.path / "outputs", spec) as writer:
+    shutil.rmtree(run.path / OUTPUTS, ignore_errors=True)  # of this run when it was cut off
+    with featstore.writer(run.path / OUTPUTS, spec) as writer:
         rows = dict(zip(data.ids, vectors, strict=True))
         for utterance in writer.missing([store.utterance(id) for id in rows]):
             writer.add(utterance, rows[utterance.id][None])

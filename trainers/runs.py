@@ -1,11 +1,4 @@
-"""A run's folder: what it was trained with and on, its weights, history and outputs.
-
-RUN/config.json       the whole FitConfig, feature specs and fingerprints with their warnings, version of this program
-RUN/model.safetensors the best weights        RUN/last.safetensors  everything a resumed run needs (adapter and kin)
-RUN/history.csv       one row an epoch        RUN/result.json       counts and figures, written last
-RUN/scores.parquet    probe: one row a trial  RUN/ref.rttm, hyp.rttm  adapter: who spoke when, truth and answer
-RUN/outputs           a store with the run's own features
-"""
+"""The writing side of a run's folder; what lies in it, and how others read it: `evaluation.runs`."""
 
 from __future__ import annotations
 
@@ -21,16 +14,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from evaluation import runs
+from evaluation.runs import CONFIG, FACTS, HISTORY
+from evaluation.runs import RunError as RunError
 from featstore import FeatureSpec, Store
 from featstore.files import write_atomically
 from trainers.config import FitConfig
 
 # What may change between a run and its resumption without making it another run.
 _MAY_DIFFER = ("device", "resident", "checkpoint_steps", "epochs", "tensorboard")
-
-
-class RunError(ValueError):
-    """A run's folder cannot be used as asked; the text says why and what to do."""
 
 
 class Run:
@@ -75,7 +67,7 @@ class Run:
         """Make the folder and write config.json, once the data have passed their checks."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_json(
-            "config.json",
+            CONFIG,
             {
                 "whowhen": metadata.version("whowhen"),
                 "kind": self.config.kind,
@@ -97,16 +89,12 @@ class Run:
         ------
         RunError : it is not one, or its config is damaged.
         """
-        path = Path(path)
+        found = runs.open(path)
         try:
-            data = {"store": ""} | json.loads((path / "config.json").read_bytes())
-            config = FitConfig.from_json(data["config"])
-            features = {name: FeatureSpec.from_json(entry["spec"]) for name, entry in data["features"].items()}
-        except FileNotFoundError:
-            raise RunError(f"{path}: not a run (no config.json in it); make one with: trainers fit") from None
+            config = FitConfig.from_json(found.config["config"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{path / 'config.json'}: damaged or of another version: {error}") from None
-        return cls(path, config, features, data["store"])
+            raise RunError(f"{found.path / CONFIG}: damaged or of another version: {error}") from None
+        return cls(found.path, config, found.features, found.config["store"])
 
     def check(self, store: Store) -> None:
         """Refuse a store whose features are not the ones this run was trained on.
@@ -135,7 +123,7 @@ class Run:
     def write_tensors(self, name: str, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
         """Write a safetensors file; `facts` (JSON) go into its header, so both change in one rename."""
         flat = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        write_atomically(self.path / name, save(flat, metadata={"whowhen": json.dumps(facts)}))
+        write_atomically(self.path / name, save(flat, metadata={FACTS: json.dumps(facts)}))
 
     def read_tensors(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Read what `write_tensors` wrote.
@@ -147,7 +135,7 @@ class Run:
         path = self.path / name
         try:
             with safe_open(path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {})["whowhen"])
+                facts = json.loads((file.metadata() or {})[FACTS])
                 return {key: file.get_tensor(key) for key in file.keys()}, facts
         except FileNotFoundError:
             raise RunError(f"{path}: missing; the run has not got that far") from None
@@ -160,7 +148,7 @@ class Run:
         lines += [list(row.values()) for row in rows]
         text = _Lines()
         csv.writer(text, lineterminator="\n").writerows(lines)
-        write_atomically(self.path / "history.csv", "".join(text).encode())
+        write_atomically(self.path / HISTORY, "".join(text).encode())
 
     def write_table(self, name: str, table: Any) -> None:
         """Write a pyarrow table as Parquet."""

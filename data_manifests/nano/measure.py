@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 import featstore
+from evaluation import runs
 from evaluation.bootstrap import eer_intervals
 from evaluation.diarization import score
 from evaluation.frames import frames_to_turns
-from evaluation.rttm import Turns, read_rttm, read_uem
 from evaluation.trials import read_trials, score_trials
+from evaluation.turns import Turns
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     trials, store = read_trials(args.trials), featstore.open(args.store)
     systems = {
         "titanet": score_trials(store, "titanet", trials),
-        "probe": score_trials(featstore.open(args.probe / "outputs"), "probe", trials),
+        "probe": score_trials(featstore.open(args.probe / runs.OUTPUTS), "probe", trials),
         "mimi": score_trials(store, "mimi", trials),
     }
     worse = dict(zip(systems, [*list(systems)[1:], None], strict=True))
@@ -56,16 +57,14 @@ def diarization(run: Path) -> str:
     A model that does not know which of two channels a voice is on gives each a half, and neither may reach the
     threshold. That somebody speaks it knows all the same: with probability ``1 - Π (1 - activity)``.
     """
-    reference, uem = read_rttm(run / "ref.rttm"), read_uem(run / "windows.uem")
-    who = score(reference, read_rttm(run / "hyp.rttm"), uem=uem).corpus
-    outputs = featstore.open(run / "outputs")
+    reference, hypothesis, uem = runs.open(run).diarization()
+    who = score(reference, hypothesis, uem=uem).corpus
+    outputs = featstore.open(run / runs.OUTPUTS)
     found = {}
     for id in outputs.ids:
         anybody = 1 - np.prod(1 - outputs.frames("activity", id).astype(np.float64), axis=1)
-        found["_".join(id.split())] = frames_to_turns(
-            anybody[:, None] >= 0.5, outputs.features["activity"].grid, ["speech"]
-        )
-    windows = {name: found[name.rpartition("@")[0]] for name in reference}
+        found[id] = frames_to_turns(anybody[:, None] >= 0.5, outputs.features["activity"].grid, ["speech"])
+    windows = {name: found[runs.session_of(name)] for name in reference}
     speech = score({name: _speech(turns) for name, turns in reference.items()}, windows, uem=uem).corpus
     return f"{run.name:8} DER {who.der:.1%}, FA + miss {who.detection:.1%}; of speech at all {speech.detection:.1%}"
 

@@ -94,9 +94,12 @@ def read_columns(
     return table
 
 
-def lines(path: str | PathLike[str]) -> list[str]:
-    """Lines of a UTF-8 text file, a byte-order mark dropped; a ValueError names the first line that is not UTF-8."""
-    raw = Path(path).read_bytes()
+def lines(path: str | PathLike[str], raw: bytes | None = None) -> list[str]:
+    """Lines of a UTF-8 text file, a byte-order mark dropped; a ValueError names the first line that is not UTF-8.
+
+    `raw` is what the file holds, where that had to be unpacked.
+    """
+    raw = Path(path).read_bytes() if raw is None else raw
     try:
         return raw.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -126,10 +129,15 @@ def write_rttm(path: str | PathLike[str], turns: Mapping[str, Iterable[Turn]]) -
     for recording, of_recording in turns.items():
         for turn in of_recording:
             for name in (recording, turn.speaker):
-                if not name or name.split() != [name]:
-                    raise ValueError(f"RTTM names must be one word without spaces, found {name!r}")
+                one_word(name)
             start_s, end_s = round(turn.start_s, 3), round(turn.end_s, 3)
             lines.append(
                 f"SPEAKER {recording} 1 {start_s:.3f} {end_s - start_s:.3f} <NA> <NA> {turn.speaker} <NA> <NA>\n"
             )
     Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def one_word(name: str) -> None:
+    """A ValueError where a name of a recording or speaker holds white space or is empty: no RTTM or UEM can hold it."""
+    if name.split() != [name]:
+        raise ValueError(f"RTTM names must be one word without spaces, found {name!r}")

@@ -21,7 +21,8 @@ from torch import Tensor
 import featstore
 from evaluation.diarization import DiarizationErrors, score
 from evaluation.frames import channel_names, decode, frames_to_turns
-from evaluation.rttm import Turns, write_rttm
+from evaluation.runs import MODEL, OUTPUTS, Diarization, window_name, write_diarization
+from evaluation.turns import Turns
 from featstore import FeatureSpec, FrameGrid, Store
 from trainers.diarization.config import DiarizationConfig
 from trainers.diarization.data import Crop, rasterise
@@ -81,7 +82,7 @@ class Windows:
     def __init__(self, crops: Sequence[Crop], grid: FrameGrid, length: int, config: DiarizationConfig) -> None:
         sound = config.protocol == "sound"
         self.crops, self.grid, self.speakers = list(crops), grid, config.speakers
-        self.names = [_window_name(crop, grid) for crop in crops]
+        self.names = [window_name(crop.session.id, crop.start * grid.step_s) for crop in crops]
         self.frames = [min(length, c.session.num_frames - c.start) if sound else length for c in crops]
         self.reference: dict[str, Turns] = {}
         self.order: dict[str, list[str]] = {}
@@ -114,10 +115,6 @@ class Windows:
             recording = crop.session.recording
             sums[recording] = sums.get(recording, DiarizationErrors()) + errors[name]
         return sums
-
-
-def _window_name(crop: Crop, grid: FrameGrid) -> str:
-    return f"{'_'.join(crop.session.id.split())}@{crop.start * grid.step_s:.2f}"
 
 
 def _clipped(session: Session, start_s: float, end_s: float) -> Turns:
@@ -173,10 +170,7 @@ def measure(
     errors = windows.score(hypothesis)
     corpus = sum(errors.values(), DiarizationErrors())
 
-    write_rttm(run.path / "ref.rttm", {name: _spoken_names(turns) for name, turns in windows.reference.items()})
-    write_rttm(run.path / "hyp.rttm", hypothesis)
-    lines = [f"{name} 1 {a:.3f} {b:.3f}\n" for name, regions in windows.uem.items() for a, b in regions]
-    (run.path / "windows.uem").write_text("".join(lines), encoding="utf-8")
+    write_diarization(run.path, Diarization(windows.reference, hypothesis, windows.uem))
     _write_activity(run, store, grid, *test)
 
     scored = [e for e in errors.values() if e.total_s > 0]
@@ -196,17 +190,12 @@ def measure(
     }
 
 
-def _spoken_names(turns: Turns) -> Turns:
-    """Speaker names as RTTM can hold them: white space becomes an underscore."""
-    return Turns(turns.start_s, turns.end_s, turns.speaker, tuple("_".join(n.split()) or "_" for n in turns.speakers))
-
-
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
 def _write_activity(run: Run, store: Store, grid: FrameGrid, crops: Sequence[Crop], activity: NDArray) -> None:
-    weights = hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest()
+    weights = hashlib.sha256((run.path / MODEL).read_bytes()).hexdigest()
     facts = output_spec(
         "activity",
         activity.shape[2],
@@ -216,8 +205,8 @@ def _write_activity(run: Run, store: Store, grid: FrameGrid, crops: Sequence[Cro
         protocol=run.config.protocol,
     )
     spec = FeatureSpec(**facts, dtype="float16", grid=grid, weights_sha256=weights)
-    shutil.rmtree(run.path / "outputs", ignore_errors=True)  # of an earlier, shorter training of this run
-    with featstore.writer(run.path / "outputs", spec) as writer:
+    shutil.rmtree(run.path / OUTPUTS, ignore_errors=True)  # of an earlier, shorter training of this run
+    with featstore.writer(run.path / OUTPUTS, spec) as writer:
         rows = iter(activity)
         for id, parts in groupby(crops, key=lambda crop: crop.session.id):
             frames = [next(rows)[: crop.session.num_frames - crop.start] for crop in parts]

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from evaluation.runs import LAST, RESULT
 from featstore import Store
 from featstore.extractors.device import pick_device
 from trainers import distributed
@@ -61,9 +62,9 @@ def fit_diarizer(
 
 def _finished(run: Run) -> dict[str, Any] | None:
     """The result of a run in which nothing is left to train or to measure."""
-    if not all((run.path / name).exists() for name in ("last.safetensors", "result.json")):
+    if not all((run.path / name).exists() for name in (LAST, RESULT)):
         return None
-    state, result = read_state(run), run.read_json("result.json")
+    state, result = read_state(run), run.read_json(RESULT)
     # Fewer epochs in the result: it went on from there, and was stopped before it was measured again.
     return nothing_to_do(result) if state.finished and result["epochs"] == len(state.history) else None
 
@@ -129,7 +130,7 @@ def _finish(run: Run, store: Store, sessions: Sessions, training: Training) -> d
         **figures,
         "notes": sessions.notes + _notes(config, state) + figures["notes"],
     }
-    run.write_json("result.json", result)
+    run.write_json(RESULT, result)
     return result
 
 

@@ -61,7 +61,7 @@ class Training:
             fused=device.type in ("cuda", "cpu"),
         )
         self.state = State()
-        if (run.path / "last.safetensors").exists():
+        if (run.path / LAST).exists():
             self.state = load_checkpoint(run, model, self.optimizer)
         self.log = Log(run, self.state, progress, first=ranks.first)
         self.parallel = ranks.wrap(model, device)
@@ -144,7 +144,7 @@ class Training:
             state.best_loss, state.best_epoch = dev_loss, state.epoch
             if first:
                 facts = {"kind": config.kind, "epoch": state.epoch, "dev_loss": dev_loss, "dev_der": dev_der}
-                self.run.write_tensors("model.safetensors", trained_tensors(self.model), facts)
+                self.run.write_tensors(MODEL, trained_tensors(self.model), facts)
         state.finished = state.epoch >= config.epochs or state.epoch - state.best_epoch >= config.patience
         state.epoch, state.step_in_epoch, state.loss_sum, state.dropped = state.epoch + 1, 0, 0.0, 0
         if first:

@@ -13,9 +13,6 @@ from featstore import FrameGrid, Store, Turn
 from trainers.config import ConfigError
 from trainers.diarization.config import DiarizationConfig
 
-# The rounding of FrameGrid.index: a turn that starts on a centre, as floats go, includes that frame.
-_ROUNDING = 1e-9
-
 
 @dataclass(frozen=True, eq=False)
 class Session:
@@ -98,9 +95,8 @@ def load_sessions(store: Store, config: DiarizationConfig) -> Sessions:
         utterance = store.utterance(id)
         turns = sorted(utterance.turns, key=lambda t: (t.start_s, t.end_s))
         names = tuple(dict.fromkeys(t.speaker for t in turns))
-        bounds = np.array([(t.start_s, t.end_s) for t in turns])
-        frames = np.ceil((bounds - grid.first_centre_s) / grid.step_s - _ROUNDING).astype(np.int64).clip(0)
-        order = np.argsort(frames[:, 0], kind="stable")
+        first, last = grid.active([t.start_s for t in turns], [t.end_s for t in turns])
+        order = np.argsort(first, kind="stable")
         speaker = np.array([names.index(t.speaker) for t in turns], dtype=np.int64)
         found.append(
             Session(
@@ -108,8 +104,8 @@ def load_sessions(store: Store, config: DiarizationConfig) -> Sessions:
                 recording=utterance.recording,
                 split=utterance.split,
                 num_frames=_num_frames(store, config.features, id),
-                first=frames[order, 0],
-                last=frames[order, 1],
+                first=first[order],
+                last=last[order],
                 speaker=speaker[order],
                 names=names,
                 turns=tuple(turns),
