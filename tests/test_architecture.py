@@ -115,6 +115,10 @@ def test_no_module_is_long(module: str) -> None:
     assert lines <= MAX_LINES, f"{MODULES[module].relative_to(ROOT)} has {lines} lines: which two subjects are in it?"
 
 
+def test_each_installed_package_tells_its_types() -> None:
+    assert [package for package in PACKAGES if not (ROOT / package / "py.typed").exists()] == []
+
+
 # ---- what is installed
 
 

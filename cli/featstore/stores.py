@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -76,7 +76,7 @@ def verify(
         report = run(store, repair=repair, progress=shown.update)
     wrong = [f for f in report.findings if not (report.busy and f.leftover)]
     if as_json:
-        facts = {"parts": report.parts, "utterances": report.utterances, "bytes": report.bytes}
+        facts: dict[str, Any] = {"parts": report.parts, "utterances": report.utterances, "bytes": report.bytes}
         facts |= {"repaired": repair, "busy": report.busy, "findings": [f.to_json() for f in report.findings]}
         print(json.dumps(facts))
     else:
