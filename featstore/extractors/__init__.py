@@ -144,7 +144,7 @@ def _third_party() -> dict[str, EntryPoint]:
 def _factory(name: str) -> Callable[..., Extractor]:
     if name in _BUILT_IN:
         module, factory, _ = _BUILT_IN[name]
-        return getattr(importlib.import_module(module), factory)  # noqa: TID251
+        return getattr(importlib.import_module(module), factory)
     points = _third_party()
     if name not in points:
         raise ExtractorError(
