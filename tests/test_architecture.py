@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 PACKAGES, SCRIPTS = ("featstore", "evaluation", "trainers", "cli"), ("nano", "benchmarks", "data_manifests")
 #: A module may import from its own room and from the floors before. `featstore` stands for what is in no room of it.
 FLOORS = (
-    ("featstore.types", "featstore.files"),
+    ("featstore.types", "featstore.files", "featstore.settings"),
     ("featstore.store", "featstore.corpora", "featstore.extractors"),
     ("featstore.upkeep", "featstore.remote", "featstore.jobs", "featstore.simulation", "featstore.exchange"),
     ("featstore",),
