@@ -11,7 +11,7 @@ help:
 	@echo "make demo       install, run the five experiments on the small corpus that comes along, make a report"
 	@echo "make test       install, run every test that takes seconds"
 	@echo "make test-slow  the tests that take minutes: full-size networks, long audio, many kills"
-	@echo "make lint       ruff"
+	@echo "make lint       style, format and types: ruff, mypy"
 	@echo "make lock       renew requirements.lock from pyproject.toml"
 
 # Exactly the versions of requirements.lock, checked by hash; a stamp so that it happens once.
@@ -33,7 +33,9 @@ test-slow: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: .venv/installed
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # uv.lock itself records registry addresses, so only the hashed list made from it is kept.
 lock:
@@ -41,4 +43,4 @@ lock:
 	rm uv.lock
 
 clean:
-	rm -rf .venv $(OUT) .pytest_cache .ruff_cache
+	rm -rf .venv $(OUT) .pytest_cache .ruff_cache .mypy_cache

@@ -120,8 +120,8 @@ def prepare(folder: Path, data: list[np.ndarray]) -> dict[str, Callable[[int, in
         "store.frames, CRC checked on first touch": lambda i, s: np.array(checked.frames("mimi", f"r{i}", s, s + CROP)),
         "h5py contiguous, read_direct": h5_direct,
         "h5py chunked by crop": lambda i, s: chunked[i * FRAMES + s : i * FRAMES + s + CROP],
-        "np.load, mmap_mode='r'": lambda i, s: np.array(np.load(folder / f"{i}.npy", mmap_mode="r")[s : s + CROP]),
-        "np.load of the whole recording": lambda i, s: np.load(folder / f"{i}.npy")[s : s + CROP].copy(),
+        "np.load, mmap_mode='r'": lambda i, s: np.array(np.load(folder / f"{i}.npy", mmap_mode="r")[s : s + CROP]),  # noqa: TID251
+        "np.load of the whole recording": lambda i, s: np.load(folder / f"{i}.npy")[s : s + CROP].copy(),  # noqa: TID251
         "zarr-python, chunks of a crop": lambda i, s: small[i * FRAMES + s : i * FRAMES + s + CROP],
         "zarr-python on our store": lambda i, s: own[0][i * FRAMES + s : i * FRAMES + s + CROP],
     }

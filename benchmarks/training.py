@@ -70,8 +70,8 @@ class Reference(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         path = self.paths[i % len(self.paths)]
-        latents = np.load(path)[::2]
-        labels = np.load(path.with_suffix(".labels.npy"))
+        latents = np.load(path)[::2]  # noqa: TID251
+        labels = np.load(path.with_suffix(".labels.npy"))  # noqa: TID251
         start = self.rng.integers(0, len(latents) - CROP_FRAMES + 1)
         rows = slice(start, start + CROP_FRAMES)
         return torch.from_numpy(latents[rows].copy()), torch.from_numpy(labels[rows].copy())

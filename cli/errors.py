@@ -1,4 +1,4 @@
-"""How commands end: on wrong input with one line on stderr and exit code 2, on a fault of ours with 70."""
+"""How commands end: on wrong input with one line on stderr and exit code 2, on a fault of ours with 70, on Ctrl-C with 130."""
 
 from __future__ import annotations
 
@@ -33,6 +33,16 @@ def user_errors() -> Iterator[None]:
             raise SystemExit(FAULT) from None
         print(f"error: {message(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextmanager
+def going_on_later(finished: str = "stays") -> Iterator[None]:
+    """Of work that the same command goes on with: Ctrl-C says so, in place of a traceback; exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"interrupted: what was finished {finished}; the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def message(error: BaseException) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from typer.testing import CliRunner, Result
 import featstore
 import featstore.extractors
 from cli.featstore import app
+from tests.conftest import ROOT
 from tests.fakes import FakeExtractor, tone
 
 
@@ -143,3 +146,10 @@ def test_help_shows_examples() -> None:
         shown = run(command, "--help")
         assert shown.exit_code == 0
         assert f"featstore {command}" in shown.stdout
+
+
+@pytest.mark.parametrize("name", ["featstore", "trainers", "evaluation"])
+def test_each_command_is_a_module_too(name: str) -> None:
+    done = subprocess.run([sys.executable, "-m", f"cli.{name}", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"Usage: python -m cli.{name} " in done.stdout

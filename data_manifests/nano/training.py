@@ -49,7 +49,7 @@ def train(
     checkpoint, log = out / "checkpoint.pt", out / "losses.csv"
     first, seconds = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True)  # noqa: TID251
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["step"], state["seconds"]

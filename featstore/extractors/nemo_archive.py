@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
+from pickle import UnpicklingError  # noqa: TID251
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ def _parse_config(text: bytes) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{_CONFIG} is not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(config, dict) or not {"preprocessor", "encoder", "decoder"} <= config.keys():
@@ -110,7 +110,7 @@ def _tensors(data: bytes, name: str) -> dict[str, torch.Tensor]:
     # For good, since `catch_warnings` swaps the filters of all threads; what it is about is refused or loaded below.
     warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
     try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # noqa: TID251
     except UnpicklingError:
         raise WeightsError(
             f"{name} refused: its checkpoint holds more than tensors (a pickle that could run code). Get the file "

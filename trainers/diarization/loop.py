@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from evaluation.runs import LAST, MODEL
 from trainers.checkpoint import State, load_checkpoint, save_checkpoint, trained_tensors
 from trainers.diarization.config import DiarizationConfig
 from trainers.diarization.data import Batch, CropSampler, Source, windows

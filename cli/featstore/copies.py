@@ -1,0 +1,120 @@
+"""``featstore push``, ``pull``, ``export`` and ``import``: a store somewhere else, or in another shape."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.errors import going_on_later, user_errors
+from cli.featstore.options import JsonOption, StoreArgument, StoreOption
+from cli.progress import bar
+
+if TYPE_CHECKING:
+    from featstore.remote.transfer import Transfer
+
+
+@user_errors()
+def push(
+    store: StoreArgument,
+    url: Annotated[str, typer.Argument(help="s3://BUCKET/PATH, gs://…, az://… or file:///FOLDER.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a store to a bucket, or to a folder that a web server shows.
+
+    Each part is verified before it leaves, and its index goes last: what is there can be read at any moment. Run it
+    again after more was extracted, or after a kill: what is there stays. Credentials and endpoint come from the usual
+    variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, …
+
+    [bold]Examples[/bold]
+
+        featstore push STORE s3://BUCKET/STORE
+
+        featstore push STORE file:///srv/www/STORE
+    """
+    from featstore.remote.transfer import push as run
+
+    address = _address(url, "s3://BUCKET/PATH or file:///FOLDER")
+    with going_on_later(), bar(f"pushing {store.name}") as shown:
+        done = run(store, address, progress=shown.update)
+    _moved("pushed", url, done, as_json)
+
+
+@user_errors()
+def pull(
+    url: Annotated[str, typer.Argument(help="s3://…, gs://…, az://…, https://… or file:///…")],
+    store: StoreArgument,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a store from a bucket or a web server; every part is verified before it counts.
+
+    Run it again after a kill, or when more is there: what has come stays. To read crops without copying, give the
+    address in place of the folder: featstore.open("s3://…"), trainers fit … --store s3://…
+
+    Parts are known by their names: after a local compact, all that it merged would come again. Compact before push, or
+    pull first, and compact last: that also drops what came twice. Not while something else writes into STORE.
+
+    [bold]Examples[/bold]
+
+        featstore pull s3://BUCKET/STORE STORE
+
+        featstore pull https://HOST/STORE STORE
+    """
+    from featstore.remote.transfer import pull as run
+
+    address = _address(url, "s3://BUCKET/PATH or https://HOST/PATH")
+    with going_on_later(), bar(f"pulling {store.name}") as shown:
+        done = run(address, store, progress=shown.update)
+    _moved("pulled", url, done, as_json)
+
+
+def _address(url: str, example: str) -> str:
+    from featstore.remote.address import as_url
+
+    if (address := as_url(url)) is None:
+        raise ValueError(f"{url}: expected an address, such as {example}")
+    return address
+
+
+def _moved(verb: str, url: str, done: Transfer, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"url": url, **vars(done)}))
+        return
+    speed = f", {done.bytes / 1e6 / done.seconds:.1f} MB/s" if done.bytes and done.seconds else ""
+    print(f"{verb} {done.parts} parts, {done.bytes / 1e6:.1f} MB{speed}; {done.parts_there} were there already")
+
+
+@user_errors()
+def export(
+    store: StoreArgument, file: Annotated[Path, typer.Argument(help="The HDF5 file to write, e.g. STORE.h5.")]
+) -> None:
+    """Write a whole store as one HDF5 file.
+
+    [bold]Example[/bold]
+
+        featstore export STORE features.h5
+    """
+    from featstore.exchange import export_hdf5
+
+    with bar("exporting") as shown:
+        export_hdf5(store, file, progress=shown.update)
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+@user_errors()
+def import_(
+    file: Annotated[Path, typer.Argument(help="An HDF5 file that `featstore export` wrote.")], store: StoreOption
+) -> None:
+    """Add what an HDF5 file holds to a store; what is there already is skipped.
+
+    [bold]Example[/bold]
+
+        featstore import features.h5 --store STORE
+    """
+    from featstore.exchange import import_hdf5
+
+    with bar("importing") as shown:
+        added = import_hdf5(file, store, progress=shown.update)
+    print(f"{store}: {added} utterances added (counted once a feature)")
