@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import re
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from typing import Annotated, Literal
 
@@ -22,6 +24,7 @@ from featstore.settings import (
     settings,
     table,
 )
+from tests.conftest import ROOT
 
 
 @settings
@@ -138,3 +141,8 @@ def test_the_table_has_a_line_a_setting():
         *("dish", "guests=2", "salt=0.1", "heat=90", "kind=", "vegan=false", "times=12,18.5", "prices="),
     ]
     assert re.split(" {2,}", lines[1])[1:] == ["a whole number, 1 or more", "who sit down"]
+
+
+def test_commands_start_without_pydantic():
+    script = "import sys, cli.featstore, cli.trainers, cli.evaluation; sys.exit('pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
