@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli.errors import user_errors
+
+if TYPE_CHECKING:
+    from evaluation.bootstrap import Interval
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -47,12 +50,14 @@ def eer(
     from evaluation.measure import measure_eer
 
     asked = {"feature": feature, "trials": str(trials), "centred": bool(centre)}
-    found = measure_eer(store, feature, trials, centre=bool(centre), num_resamples=bootstrap or 0, seed=seed or 0)
-    tables.warn(found.warnings)
+    result, interval, warnings = measure_eer(
+        store, feature, trials, centre=bool(centre), num_resamples=bootstrap or 0, seed=seed or 0
+    )
+    tables.warn(warnings)
     if as_json:
-        print(json.dumps(asked | found.to_json()))
+        print(json.dumps(asked | result.to_json() | _resampled(interval, "eer", seed) | {"warnings": list(warnings)}))
     else:
-        tables.show_verification(found, f"{feature} on {trials.name}" + (", centred" if centre else ""))
+        tables.show_verification(result, interval, f"{feature} on {trials.name}" + (", centred" if centre else ""))
 
 
 @app.command()
@@ -94,18 +99,25 @@ def der(
 
     collar_s, order = collar or 0.0, channels.split(",") if channels else ()
     asked: dict[str, Any] = {"collar_s": collar_s, "skip_overlap": skip_overlap}
-    found = measure_der(ref, hyp, uem=uem, **asked, channels=order, num_resamples=bootstrap or 0, seed=seed or 0)
-    tables.warn(found.notes)
+    result, interval, notes = measure_der(
+        ref, hyp, uem=uem, **asked, channels=order, num_resamples=bootstrap or 0, seed=seed or 0
+    )
+    tables.warn(notes)
     if as_json:
-        print(json.dumps(asked | found.to_json()))
+        print(json.dumps(asked | result.to_json() | {"notes": list(notes)} | _resampled(interval, "der", seed)))
     else:
-        title = f"DER, collar ±{collar_s:g} s, overlap {'left out' if skip_overlap else 'scored'}"
-        if interval := found.interval:
-            over = f"{interval.num_units} recordings: {tables.span(interval)}"
-            title += f"; 95 % interval of the corpus over {over}"
-        tables.show_diarization(found.result, title)
-    if found.result.unscored:
+        tables.show_diarization(
+            result, interval, f"DER, collar ±{collar_s:g} s, overlap {'left out' if skip_overlap else 'scored'}"
+        )
+    if result.unscored:
         raise SystemExit(1)
+
+
+def _resampled(interval: Interval | None, figure: str, seed: int | None) -> dict[str, Any]:
+    units = "speakers" if figure == "eer" else "recordings"
+    if interval is None:
+        return {}
+    return {f"{figure}_interval": {**interval.to_json(), "resampled": units, "seed": seed or 0}}
 
 
 @app.command()
@@ -130,15 +142,17 @@ def doctor(
         evaluation doctor --store STORE RUN1 RUN2
     """
     from cli import tables
+    from evaluation.doctor import failed
     from evaluation.measure import examine
 
-    found = examine(runs or (), ref=ref, uem=uem, store=store, seed=seed or 0)
-    tables.warn(found.notes)
+    checks, notes = examine(runs or (), ref=ref, uem=uem, store=store, seed=seed or 0)
+    tables.warn(notes)
     if as_json:
-        print(json.dumps(found.to_json()))
+        told = {"ok": not failed(checks), "checks": [check.to_json() for check in checks], "notes": notes}
+        print(json.dumps(told))
     else:
-        tables.show_checks(found.checks)
-    if found.failed:
+        tables.show_checks(checks)
+    if failed(checks):
         raise SystemExit(1)
 
 

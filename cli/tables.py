@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from evaluation.bootstrap import Interval
     from evaluation.diarization import DiarizationErrors, DiarizationResult
     from evaluation.doctor import Check
-    from evaluation.measure import MeasuredEer
+    from evaluation.verification import VerificationResult
 
 
 def warn(warnings: Iterable[str]) -> None:
@@ -33,20 +33,18 @@ def _percent(rate: float) -> str:
     return f"{100 * rate:.2f} %"
 
 
-def span(interval: Interval) -> str:
-    """The ends of an interval in percent."""
+def _span(interval: Interval) -> str:
     return f"{100 * interval.low:.2f} … {100 * interval.high:.2f} %"
 
 
-def show_verification(found: MeasuredEer, title: str) -> None:
+def show_verification(result: VerificationResult, interval: Interval | None, title: str) -> None:
     """EER, its interval and what goes with it, a row each."""
     table = Table(title=escape(title), title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    result = found.result
     table.add_row("EER", _percent(result.eer))
-    if found.interval:
-        table.add_row(f"95 % interval over {found.interval.num_units} speakers", span(found.interval))
+    if interval:
+        table.add_row(f"95 % interval over {interval.num_units} speakers", _span(interval))
     for prior, value in result.min_dcf.items():
         table.add_row(f"minDCF (p = {prior:g})", f"{value:.4f}")
     table.add_row("mean score, same / different", f"{result.mean_same:.4f} / {result.mean_different:.4f}")
@@ -55,8 +53,10 @@ def show_verification(found: MeasuredEer, title: str) -> None:
     _console().print(table)
 
 
-def show_diarization(result: DiarizationResult, title: str) -> None:
+def show_diarization(result: DiarizationResult, interval: Interval | None, title: str) -> None:
     """Error rates by recording, and of all of them last."""
+    if interval:
+        title += f"; 95 % interval of the corpus over {interval.num_units} recordings: {_span(interval)}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     table.add_column("recording", overflow="fold", min_width=12)
     for column in ("DER", "missed", "FA", "confused", "FA+Miss", "JER", "fixed", "speech s"):

@@ -80,7 +80,7 @@ def _interval(estimate: float, values: NDArray[np.float64], num_units: int, leve
 
 
 def _speaker_numbers(
-    left_speakers: Sequence[Any] | NDArray, right_speakers: Sequence[Any] | NDArray, same: NDArray[np.bool_]
+    left_speakers: Sequence[Any] | NDArray[Any], right_speakers: Sequence[Any] | NDArray[Any], same: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
     sides = np.concatenate([np.asarray(left_speakers), np.asarray(right_speakers)])
     if len(sides) != 2 * len(same):
@@ -130,8 +130,8 @@ class _WeightedEer:
 def eer_intervals(
     scores: ArrayLike,
     same: ArrayLike,
-    left_speakers: Sequence[Any] | NDArray,
-    right_speakers: Sequence[Any] | NDArray,
+    left_speakers: Sequence[Any] | NDArray[Any],
+    right_speakers: Sequence[Any] | NDArray[Any],
     rng: np.random.Generator,
     *,
     baseline: ArrayLike | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,7 +51,7 @@ def turns_to_frames_outward(
 
 
 def _paint(
-    turns: Turns, first: NDArray, last: NDArray, start: int, stop: int, speakers: Sequence[str]
+    turns: Turns, first: NDArray[Any], last: NDArray[Any], start: int, stop: int, speakers: Sequence[str]
 ) -> NDArray[np.bool_]:
     if stop < start:
         raise ValueError(f"frames {start} to {stop}: stop lies before start")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,28 +12,11 @@ import featstore
 from evaluation import audit
 from evaluation.bootstrap import Interval, eer_intervals, ratio_intervals
 from evaluation.diarization import DiarizationResult, score
-from evaluation.doctor import Check, check_reference, failed
+from evaluation.doctor import Check, check_reference
 from evaluation.rttm import read_rttm, read_uem
 from evaluation.trials import read_trials, score_trials
 from evaluation.turns import Turns
 from evaluation.verification import VerificationResult, evaluate_scores
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MeasuredEer:
-    """EER and what goes with it; `interval` where one was asked for."""
-
-    result: VerificationResult
-    interval: Interval | None
-    seed: int
-    warnings: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """A dict that `json` can write."""
-        data = self.result.to_json()
-        if self.interval:
-            data["eer_interval"] = {**self.interval.to_json(), "resampled": "speakers", "seed": self.seed}
-        return {**data, "warnings": list(self.warnings)}
 
 
 def measure_eer(
@@ -46,13 +27,13 @@ def measure_eer(
     centre: bool = False,
     num_resamples: int = 0,
     seed: int = 0,
-) -> MeasuredEer:
-    """Cosine scores of a feature on a trial list, and their EER.
+) -> tuple[VerificationResult, Interval | None, tuple[str, ...]]:
+    """Cosine scores of a feature on a trial list, and their EER; its interval by speaker; what must stand beside it.
 
     Parameters
     ----------
     centre : see `evaluation.trials.score_trials`.
-    num_resamples : of the 95 % interval by speaker; 0 is no interval.
+    num_resamples : of the 95 % interval; 0 is no interval.
 
     Raises
     ------
@@ -64,24 +45,7 @@ def measure_eer(
         rng = np.random.default_rng(seed)
         sides = scored.left_speakers, scored.right_speakers
         interval, _ = eer_intervals(scored.scores, same, *sides, rng, num_resamples=num_resamples)
-    return MeasuredEer(evaluate_scores(scored.scores, same), interval, seed, scored.warnings)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MeasuredDer:
-    """DER by recording and over the corpus, and what was odd; `interval` where one was asked for."""
-
-    result: DiarizationResult
-    interval: Interval | None
-    seed: int
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """A dict that `json` can write."""
-        data = self.result.to_json() | {"notes": list(self.notes)}
-        if self.interval:
-            data["der_interval"] = {**self.interval.to_json(), "resampled": "recordings", "seed": self.seed}
-        return data
+    return evaluate_scores(scored.scores, same), interval, scored.warnings
 
 
 def measure_der(
@@ -94,14 +58,14 @@ def measure_der(
     channels: Sequence[str] = (),
     num_resamples: int = 0,
     seed: int = 0,
-) -> MeasuredDer:
-    """DER of one RTTM file or folder against another.
+) -> tuple[DiarizationResult, Interval | None, tuple[str, ...]]:
+    """DER of one RTTM file or folder against another; its interval by recording; what was odd.
 
     Parameters
     ----------
     uem, collar_s, skip_overlap : see `evaluation.diarization`.
     channels : hypothesis speakers in channel order, for the fixed figure; without it, order of arrival.
-    num_resamples : of the 95 % interval by recording; 0 is no interval.
+    num_resamples : of the 95 % interval; 0 is no interval.
 
     Raises
     ------
@@ -123,7 +87,7 @@ def measure_der(
         each = list(result.recordings.values())
         wrong, spoken = [e.wrong_s for e in each], [e.total_s for e in each]
         interval, _ = ratio_intervals(wrong, spoken, np.random.default_rng(seed), num_resamples=num_resamples)
-    return MeasuredDer(result, interval, seed, (*notes, *result.notes))
+    return result, interval, (*notes, *result.notes)
 
 
 def _check_channels(channels: Sequence[str], hypothesis: Mapping[str, Turns], path: str | PathLike[str]) -> None:
@@ -134,22 +98,6 @@ def _check_channels(channels: Sequence[str], hypothesis: Mapping[str, Turns], pa
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Examination:
-    """What the doctor found."""
-
-    checks: list[Check]
-    notes: list[str]
-
-    @property
-    def failed(self) -> bool:
-        return failed(self.checks)
-
-    def to_json(self) -> dict[str, Any]:
-        """A dict that `json` can write."""
-        return {"ok": not self.failed, "checks": [check.to_json() for check in self.checks], "notes": self.notes}
-
-
 def examine(
     runs: Sequence[Path] = (),
     *,
@@ -157,8 +105,8 @@ def examine(
     uem: str | PathLike[str] | None = None,
     store: str | PathLike[str] | None = None,
     seed: int = 0,
-) -> Examination:
-    """Try the scorer on a reference, look for leaks in a store, take runs' figures again.
+) -> tuple[list[Check], list[str]]:
+    """Try the scorer on a reference, look for leaks in a store, take runs' figures again: checks, and what was odd.
 
     Raises
     ------
@@ -179,4 +127,4 @@ def examine(
         checks += audit.check_store(opened)
     for run in runs:
         checks += audit.check_run(run, opened)
-    return Examination(checks, notes)
+    return checks, notes

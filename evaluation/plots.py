@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 INK, FAINT = "#1f2933", "#9aa5b1"
 #: Colour-blind safe (Okabe and Ito); a system keeps its colour through the report.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f4f24", "#6c757d")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, sharp and searchable
     "font.family": "sans-serif",
     "font.size": 10,
@@ -72,7 +72,7 @@ def det(curves: Mapping[str, DetCurve]) -> str:
     return _svg("det", 5.6, 5.4, draw)
 
 
-def histograms(systems: Mapping[str, tuple[NDArray, NDArray[np.bool_]]]) -> str:
+def histograms(systems: Mapping[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]) -> str:
     """Scores of same- and different-speaker trials, one panel a system: (scores, same)."""
 
     def draw(figure: Figure) -> None:

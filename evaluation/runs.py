@@ -215,8 +215,9 @@ class RunFiles:
         """
         if not (self.path / HYPOTHESIS).exists():
             raise RunError(f"{self.path}: does not say who spoke when (no {HYPOTHESIS} in it)")
-        sides = (_read_turns(self.path / name) for name in (REFERENCE, HYPOTHESIS))
-        return Diarization(*sides, {_read(name): regions for name, regions in read_uem(self.path / WINDOWS).items()})
+        reference, hypothesis = (_read_turns(self.path / name) for name in (REFERENCE, HYPOTHESIS))
+        uem = {_read(name): regions for name, regions in read_uem(self.path / WINDOWS).items()}
+        return Diarization(reference, hypothesis, uem)
 
     def annotations(self) -> Annotations:
         """Who spoke when as pyannote objects, ready for pyannote.metrics or a notebook.
@@ -226,8 +227,11 @@ class RunFiles:
         OSError, ValueError : as `diarization`.
         """
         found = self.diarization()
-        sides = ({name: turns.to_annotation(name) for name, turns in side.items()} for side in found[:2])
-        return Annotations(*sides, {name: to_timeline(regions, name) for name, regions in found.uem.items()})
+        return Annotations(
+            reference={name: turns.to_annotation(name) for name, turns in found.reference.items()},
+            hypothesis={name: turns.to_annotation(name) for name, turns in found.hypothesis.items()},
+            uem={name: to_timeline(regions, name) for name, regions in found.uem.items()},
+        )
 
     def scores(self) -> Scores:
         """What a probe's run says about each trial.
@@ -239,11 +243,9 @@ class RunFiles:
         path = self.path / SCORES
         try:
             table = pq.read_table(path)
-            return Scores(
-                table[_LABEL].to_numpy(),
-                *(table[name].to_pylist() for name in _SPEAKERS),
-                {n: table[n].to_numpy() for n in table.column_names if n not in (_LABEL, *_IDS, *_SPEAKERS)},
-            )
+            systems = [name for name in table.column_names if name not in (_LABEL, *_IDS, *_SPEAKERS)]
+            left, right = (table[name].to_pylist() for name in _SPEAKERS)
+            return Scores(table[_LABEL].to_numpy(), left, right, {name: table[name].to_numpy() for name in systems})
         except (OSError, KeyError, pa.ArrowException) as error:
             raise RunError(f"{path}: missing or damaged: {error}") from None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from evaluation.runs import Diarization, RunError, score_table, session_of, wind
 from evaluation.trials import Trials
 from evaluation.turns import Turns
 from featstore import Turn
+from tests.conftest import ROOT
 from tests.test_report import diarization_run, probe_run
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.text(" _%;@2025\u00a0\n", max_size=4)
@@ -121,3 +124,12 @@ def test_an_unfinished_run_has_no_result(tmp_path: Path) -> None:
     assert runs.open(str(tmp_path / "run")).result() == json.loads((tmp_path / "run" / "result.json").read_text())
     (tmp_path / "run" / "result.json").unlink()
     assert runs.open(tmp_path / "run").result() is None
+
+
+def test_only_what_needs_pyannote_imports_it() -> None:
+    """It takes a second: `evaluation der` and `doctor` must not wait for it."""
+    script = (
+        "import sys, cli.tables, evaluation.measure, evaluation.runs, evaluation.results\n"
+        "sys.exit('pyannote.core' in sys.modules or 'matplotlib' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT).returncode == 0
