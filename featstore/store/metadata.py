@@ -17,6 +17,7 @@ from featstore.store.layout import (
     feature_dir,
     group_dir,
     index_dir,
+    not_readable,
     spec_path,
     utterances_dir,
 )
@@ -55,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise StoreError(f"{path}: missing") from None
     except OSError as error:
-        raise StoreError(f"{path}: not readable ({error.strerror})") from None
+        raise not_readable(path, error) from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, StoreError):
             raise
