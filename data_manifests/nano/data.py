@@ -98,18 +98,8 @@ def espeak_voices(sample_rate_hz: int, sentences: int = 4) -> Iterator[Voice]:
         rng = np.random.default_rng(zlib.crc32(variant.encode()))
         text = " ".join(rng.permutation(_SENTENCES)[:sentences])
         pitch, words_per_minute = int(rng.integers(25, 75)), int(rng.integers(140, 190))
-        command = [
-            program,
-            "-v",
-            f"{accent}+{variant}",
-            "-p",
-            str(pitch),
-            "-s",
-            str(words_per_minute),
-            "--stdout",
-            text,
-        ]
-        done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+        voice = ["-v", f"{accent}+{variant}", "-p", str(pitch), "-s", str(words_per_minute)]
+        done = subprocess.run([program, *voice, "--stdout", text], capture_output=True, check=True, timeout=60)
         wave, rate_hz = soundfile.read(io.BytesIO(done.stdout), dtype="float32")
         split = "dev" if index % DEV_EVERY == 0 else "train"
         yield Voice(f"espeak-{accent}-{variant}", split, _resample(wave, rate_hz, sample_rate_hz), sample_rate_hz)

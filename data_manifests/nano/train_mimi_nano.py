@@ -203,11 +203,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     def save(step: int) -> None:
         state = {k.removeprefix("mimi."): v for k, v in module.state_dict().items() if k.startswith("mimi.")}
-        about = {
-            "trained": f"to predict acoustic units, log-mel and autocorrelation, {step} of {args.steps} steps",
-            "licence": "see data_manifests/nano/MODEL_CARD.md",
-        }
-        export(state, config(), weights, about)
+        told = "to predict acoustic units, log-mel and autocorrelation"
+        export(state, config(), weights, f"{told}, {step} of {args.steps} steps")
 
     settings = {"steps": args.steps, "seed": args.seed, "rate": args.rate, "stop_at": args.stop_at}
     train(module, loss_of, args.out, on_checkpoint=save, **settings)

@@ -147,11 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def save(step: int) -> None:
         state = {k: v for k, v in module.state_dict().items() if k != "speakers" and not k.startswith(LEFT_OUT)}
-        about = {
-            "trained": f"{step} of {args.steps} steps, {len(names)} speakers",
-            "licence": "see data_manifests/nano/MODEL_CARD.md",
-        }
-        export(state, settings, weights, about)
+        export(state, settings, weights, f"{step} of {args.steps} steps, {len(names)} speakers")
 
     loop = {"steps": args.steps, "seed": args.seed, "rate": args.rate, "stop_at": args.stop_at}
     train(module, loss_of, args.out, on_checkpoint=save, weight_decay=0.05, **loop)

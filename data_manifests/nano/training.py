@@ -94,11 +94,10 @@ def _log(path: Path, row: Mapping[str, float]) -> None:
     print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
 
 
-def export(
-    tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], path: Path, about: Mapping[str, str]
-) -> None:
+def export(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], path: Path, trained: str) -> None:
     """Write float16 safetensors whose metadata hold the network's config as JSON under "config", atomically."""
     half = {k: (v.half() if v.is_floating_point() else v).contiguous().clone() for k, v in tensors.items()}
+    about = {"trained": trained, "licence": "see data_manifests/nano/MODEL_CARD.md"}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(half, path.with_suffix(".tmp"), metadata={"config": json.dumps(config, sort_keys=True), **about})
     os.replace(path.with_suffix(".tmp"), path)

@@ -144,7 +144,7 @@ def load_mimi(source: sources.Source) -> tuple[MimiModel, str]:
         )
     _drop_decoder(model)
     weights_of.load(model, state, source)
-    return model, weights_of.file_sha256(source.path)
+    return model, sources.file_sha256(source.path)
 
 
 def _drop_decoder(model: MimiModel) -> None:

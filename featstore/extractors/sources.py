@@ -84,10 +84,14 @@ def resolve(weights: str, *, file: str, demo: str, suffixes: tuple[str, ...]) ->
     return Source(label=label, path=path)
 
 
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _check_sha256(path: Path, expected: str) -> None:
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+    if (found := file_sha256(path)) != expected:
         raise WeightsError(
             f"weights file {path.name}: expected SHA-256 {expected}, found {found}; it is another file than the one "
             "you pinned: check the revision and the digest, do not load it"

@@ -143,7 +143,7 @@ def load_titanet(source: sources.Source) -> tuple[EncDecSpeakerLabelModel, str]:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise sources.WeightsError(f"{source.path.name}: its configuration does not make a TitaNet: {first}") from None
     model.load_state_dict({k: v for k, v in outline.state_dict().items() if not v.is_meta}, strict=False)
-    return model, weights_of.file_sha256(source.path)
+    return model, sources.file_sha256(source.path)
 
 
 def _safe_config(config: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -20,12 +20,6 @@ _MAX_CONFIG_NODES = 10_000
 _MAX_CONFIG_INT = 1 << 20
 
 
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def state_sha256(state: Mapping[str, torch.Tensor]) -> str:
     """Hex SHA-256 over names, shapes, types and bytes of a state dict, in sorted order of the names."""
     digest = hashlib.sha256()

@@ -11,13 +11,13 @@ import pytest
 
 from featstore.extractors import ExtractorError, create
 from featstore.extractors.titanet_nemo import TITANET_NANO, build_titanet
-from tests.test_extractors import nemo_archive
+from tests.test_nemo_archive import nemo_file
 
 
 def test_it_is_refused_when_the_encoder_is_made(tmp_path: Path) -> None:
     pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit[asr] is not installed")
     config = {**TITANET_NANO, "decoder": {**TITANET_NANO["decoder"], "emb_sizes": 256}}
-    path = nemo_archive(tmp_path / "wide.nemo", build_titanet(config), config)
+    path = nemo_file(tmp_path / "wide.nemo", config, build_titanet(config).state_dict())
     with pytest.raises(ExtractorError, match="embeddings of 192 dimensions, found 256") as caught:
         create("titanet", weights=str(path), device="cpu")
     assert "\n" not in str(caught.value)

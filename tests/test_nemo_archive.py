@@ -1,0 +1,126 @@
+"""``.nemo`` files: what is read, and that nothing in them is run, unpacked or believed."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from featstore.extractors.nemo_archive import read_nemo
+from featstore.extractors.sources import WeightsError
+
+CONFIG = {
+    "target": "nemo.collections.asr.models.label_models.EncDecSpeakerLabelModel",
+    "labels": ["a", "b"],
+    "train_ds": {"labels": ["spk"] * 20_000},
+    "model_defaults": {"filters": 16},
+    "preprocessor": {"_target_": "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor"},
+    "encoder": {"_target_": "nemo.collections.asr.modules.ConvASREncoder", "filters": "${model_defaults.filters}"},
+    "decoder": {"_target_": "nemo.collections.asr.modules.SpeakerDecoder"},
+}
+
+
+def nemo_file(path: Path, config: object = CONFIG, weights: object = None, mode: str = "w", **extra: bytes) -> Path:
+    """A .nemo archive: members in the order and with the names NeMo gives them."""
+    buffer = io.BytesIO()
+    torch.save({"w": torch.ones(3)} if weights is None else weights, buffer)
+    members = {"./model_config.yaml": json.dumps(config).encode(), "./model_weights.ckpt": buffer.getvalue()}
+    with tarfile.open(path, mode) as archive:
+        for name, data in {**members, **extra}.items():
+            if data is not None:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_nemo_archive(tmp_path: Path, mode: str) -> None:
+    path = nemo_file(tmp_path / "m.nemo", mode=mode)
+    state, config = read_nemo(path)
+    assert state["w"].tolist() == [1, 1, 1]
+    assert config["encoder"]["filters"] == 16, "interpolations are resolved"
+    assert config.keys() == {"preprocessor", "encoder", "decoder"}
+
+
+class _Attack:
+    """Writes a file when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+def test_malicious_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
+    loot = tmp_path / "loot"
+    pickle.loads(pickle.dumps(_Attack(loot))).close()
+    assert loot.exists(), "the attack works on a plain unpickler"
+    loot.unlink()
+    with pytest.raises(WeightsError, match="refused: its checkpoint holds more than tensors"):
+        read_nemo(nemo_file(tmp_path / "m.nemo", weights={"w": _Attack(loot)}))
+    raw = nemo_file(tmp_path / "raw.nemo", **{"./model_weights.ckpt": pickle.dumps(_Attack(loot))})
+    with pytest.raises(WeightsError, match=r"refused|damaged"):
+        read_nemo(raw)
+    assert not loot.exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "says"),
+    [
+        ("encoder", {"_target_": "os.system", "command": "true"}, "refused: its configuration calls 'os.system'"),
+        ("encoder", {"jasper": [{"_target_": "builtins.eval"}]}, "refused.*builtins.eval"),
+        ("target", "subprocess.Popen", "refused.*subprocess.Popen"),
+        ("optim", {"cls": "nemo.collections.asrx.f"}, "refused"),
+        ("decoder", {"n": "${oc.env:HOME}"}, "resolver"),
+        ("decoder", {"n": "${nowhere}"}, "nowhere"),
+        ("decoder", {"n": 10**12}, "too large"),
+    ],
+)
+def test_nemo_configuration_cannot_call_what_it_likes(tmp_path: Path, section: str, value: object, says: str) -> None:
+    with pytest.raises(WeightsError, match=says) as caught:
+        read_nemo(nemo_file(tmp_path / "m.nemo", config={**CONFIG, section: value}))
+    assert "\n" not in str(caught.value)
+
+
+def test_nemo_yaml_that_grows_is_refused(tmp_path: Path) -> None:
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+    bomb += "preprocessor: {}\nencoder: {}\ndecoder: *a39\n"
+    with pytest.raises(WeightsError, match="too many values"):
+        read_nemo(nemo_file(tmp_path / "m.nemo", **{"./model_config.yaml": bomb.encode()}))
+
+
+def test_nemo_members_stay_inside(tmp_path: Path) -> None:
+    path = nemo_file(tmp_path / "m.nemo", **{"../../evil.txt": b"x", "/tmp/whowhen-evil": b"x"})
+    before = sorted(p for p in tmp_path.rglob("*"))
+    read_nemo(path)
+    assert sorted(p for p in tmp_path.rglob("*")) == before
+    assert not Path("/tmp/whowhen-evil").exists() and not (tmp_path.parent.parent / "evil.txt").exists()
+
+
+def test_damaged_nemo_archives(tmp_path: Path) -> None:
+    good = nemo_file(tmp_path / "m.nemo").read_bytes()
+    cases = {
+        "empty": b"",
+        "noise": b"\x00\x01\x02" * 1000,
+        "cut in the weights": good[:2500],
+        "no weights": nemo_file(tmp_path / "a.nemo", **{"./model_weights.ckpt": None}).read_bytes(),
+        "no config": nemo_file(tmp_path / "b.nemo", **{"./model_config.yaml": None}).read_bytes(),
+        "config not yaml": nemo_file(tmp_path / "c.nemo", **{"./model_config.yaml": b"a: [1"}).read_bytes(),
+        "config a list": nemo_file(tmp_path / "d.nemo", config=[1]).read_bytes(),
+        "weights noise": nemo_file(tmp_path / "e.nemo", **{"./model_weights.ckpt": b"noise" * 99}).read_bytes(),
+        "weights a list": nemo_file(tmp_path / "f.nemo", weights=[torch.ones(2)]).read_bytes(),
+        "twice": nemo_file(tmp_path / "g.nemo", **{"model_config.yaml": b"{}"}).read_bytes(),
+    }
+    for what, content in cases.items():
+        path = tmp_path / "bad.nemo"
+        path.write_bytes(content)
+        with pytest.raises(WeightsError) as caught:
+            read_nemo(path)
+        assert "bad.nemo" in str(caught.value) and "\n" not in str(caught.value), what
