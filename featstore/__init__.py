@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featstore.remote.address import as_url
+from featstore.store.address import as_url
 from featstore.store.layout import FingerprintMismatch, StoreError
 from featstore.store.reader import Store
 from featstore.types import MIMI_GRID, FeatureSpec, FrameGrid, Turn, Utterance

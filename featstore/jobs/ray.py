@@ -21,6 +21,7 @@ from featstore.jobs.batches import unfinished
 from featstore.jobs.crew import Crew
 from featstore.jobs.result import Result
 from featstore.store import failures
+from featstore.store.address import refuse_address
 from featstore.store.reader import Store
 from featstore.types import FeatureSpec, Utterance
 
@@ -63,6 +64,7 @@ def extract(
         die without getting anywhere.
     StoreError, ValueError, OSError : as `featstore.jobs.extract.extract`.
     """
+    refuse_address(store)
     with _connected(address) as ray:
         count, needs, threads = _share(ray, actors, gpu)
         crew = Crew(ray, make, store.resolve(), needs, workers or threads, note)
