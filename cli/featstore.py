@@ -347,7 +347,7 @@ def verify(
     else:
         for f in report.findings:
             kind = ("unfinished" if report.busy else "leftover") if f.leftover else "DAMAGED"
-            print(f"{' '.join(filter(None, (kind, '/'.join(filter(None, (f.feature, f.part))))))}: {f.problem}")
+            print(f"{kind} {f.where}: {f.problem}")
             if f.utterances and not f.leftover:
                 shown_ids = ", ".join(f.utterances[:5])
                 print(f"  {len(f.utterances)} utterance(s): {shown_ids}{', …' if len(f.utterances) > 5 else ''}")

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from featstore.store.address import as_url
 from featstore.store.layout import FingerprintMismatch, StoreError
 from featstore.store.reader import Store
+from featstore.store.writer import Writer
+from featstore.store.writer import writer as _open_writer
 from featstore.types import MIMI_GRID, FeatureSpec, FrameGrid, Turn, Utterance
-
-if TYPE_CHECKING:
-    from featstore.store.writer import Writer
 
 __all__ = [
     "MIMI_GRID",
@@ -55,13 +53,15 @@ def open(
     return Store(Path(path), verify=verify)
 
 
-def writer(path: str | PathLike[str], spec: FeatureSpec, **settings: float) -> Writer:
+def writer(
+    path: str | PathLike[str], spec: FeatureSpec, *, part_bytes: int | None = None, part_seconds: float | None = None
+) -> Writer:
     """Open a store for adding one feature; see `featstore.store.writer.writer`.
 
     Raises
     ------
     StoreError : `path` is an address, or what is there cannot be added to.
     """
-    from featstore.store.writer import writer as open_writer  # zarr-python takes half a second: only who writes pays
-
-    return open_writer(path, spec, **settings)
+    if url := as_url(path):
+        raise StoreError(f"{url}: an address takes no writer; write into a folder, then: featstore push FOLDER {url}")
+    return _open_writer(path, spec, part_bytes=part_bytes, part_seconds=part_seconds)

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 
 from featstore.store.layout import StoreError
+from featstore.store.metadata import checked_spec
 from featstore.store.reader import Store, store_utterances
 from featstore.store.writer import writer
 from featstore.types import FeatureSpec, Turn, Utterance
@@ -134,10 +135,9 @@ def import_hdf5(
 
 def _check_feature(path: str, name: str, group: h5py.Group) -> tuple[FeatureSpec, list[str], np.ndarray]:
     """Believe sizes only as far as the file itself is long: nothing is allocated for what it does not hold."""
-    spec = FeatureSpec.from_json(json.loads(group.attrs["spec"]))
+    attributes = {"spec": json.loads(group.attrs["spec"]), "fingerprint": group.attrs["fingerprint"]}
+    spec = checked_spec(attributes, name, f"{path}: feature {name!r}")
     num, frames = (_own(group, key, h5py.Dataset) for key in ("num_frames", "frames"))
-    if spec.name != name or spec.fingerprint != group.attrs["fingerprint"]:
-        raise StoreError(f"{path}: feature {name!r}: the spec was edited")
     if frames.ndim != 2 or frames.shape[1] != spec.dim or frames.dtype != np.dtype(spec.dtype):
         raise StoreError(f"{path}: feature {name!r}: expected (frames, {spec.dim}) {spec.dtype}, found {frames}")
     if not _whole(frames, frames.nbytes):

@@ -50,8 +50,8 @@ def slow_extraction(
 
 
 def _extract_slowly(utterances: list[Utterance], store: Path, shard: tuple[int, int]) -> None:
-    import featstore.store.writer
     from featstore.jobs.extract import extract
+    from featstore.store import writer
 
-    featstore.store.writer.Writer.__init__.__defaults__ = (2000, 0.1)
+    writer.PART_BYTES, writer.PART_SECONDS = 2000, 0.1
     extract(utterances, FakeExtractor(slow_s=0.02), store, batch_s=5, shard=shard)

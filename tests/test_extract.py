@@ -279,7 +279,7 @@ def test_what_fails_for_a_part_is_no_utterances_failure(
 
     fake = FakeExtractor()
     monkeypatch.setattr("featstore.store.writer.commit_part", refuse)
-    monkeypatch.setattr("featstore.store.writer.Writer.__init__.__defaults__", (1, 30.0))
+    monkeypatch.setattr("featstore.store.writer.PART_BYTES", 1)
     with pytest.raises(error, match="this part is refused"):
         extract(corpus(tmp_path), fake, tmp_path / "s", batch_s=0.1)
     assert len(fake.batches) <= 3  # it ends at once: one batch in writing, one waiting

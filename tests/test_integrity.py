@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 import featstore
 from cli.featstore import app
 from featstore import files
+from featstore.store import check as store_check
 from featstore.store import lock, metadata, part
-from featstore.upkeep import compact
+from featstore.upkeep import compact, repair
 from featstore.upkeep import verify as integrity
 from tests.test_store import fill, spec, utterance
 
@@ -183,7 +184,8 @@ def test_what_belongs_to_no_part_is_named_and_put_away(tmp_path: Path) -> None:
         (store / name).write_bytes(b"text")
     report = integrity.verify(store)
     assert report.damaged == []
-    assert {f.part for f in report.findings} == {*strays, *leavings[:2], "incoming/"}
+    assert {path for f in report.findings for path in f.paths} == {*strays, *leavings[:2], "incoming"}
+    assert {(f.feature, f.part) for f in report.findings} == {("", "")}
     integrity.verify(store, repair=True)
     assert integrity.verify(store).findings == []
     assert all((store / "damaged" / name).read_bytes() == b"text" for name in strays)  # somebody put them there
@@ -229,7 +231,7 @@ class BadSector:
 
 def test_a_bad_sector_is_an_error_and_a_finding(one_part: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check = part.check_chunk
-    for module in (part, integrity):
+    for module in (part, store_check):
         monkeypatch.setattr(module, "check_chunk", lambda file, *rest: check(BadSector(), *rest))
     with pytest.raises(featstore.StoreError, match="not readable .Input/output error."):
         featstore.open(one_part, verify=True).frames("mimi", "u0")
@@ -315,13 +317,13 @@ def test_repair_leaves_what_was_committed_meanwhile(one_part: Path, monkeypatch:
     """On a disk without locks."""
     name, before = next(one_part.glob("index/mimi/*")).name, files_of(one_part)
     (one_part / "index" / "mimi" / name).rename(one_part / name)
-    real = integrity._repair
+    real = integrity.mend
 
-    def repair(store: Path, finding: integrity.Finding) -> bool:
+    def mend(store: Path, finding: integrity.Finding) -> bool:
         (one_part / name).rename(one_part / "index" / "mimi" / name)
         return real(store, finding)
 
-    monkeypatch.setattr(integrity, "_repair", repair)
+    monkeypatch.setattr(integrity, "mend", mend)
     assert integrity.verify(one_part, repair=True).repaired == []
     assert files_of(one_part) == before
 
@@ -400,7 +402,11 @@ def test_a_stray_file_in_a_part_is_all_that_moves(one_part: Path) -> None:
         (one_part / name).parent.mkdir(exist_ok=True)
         (one_part / name).write_bytes(b"text")
     report = integrity.verify(one_part, repair=True)
-    assert {f.part for f in report.findings} == {f"{folder}/.DS_Store", f"{folder}/c/._0"} and report.damaged == []
+    assert {f.paths for f in report.findings} == {
+        (f"{folder}/.DS_Store",),
+        (f"{folder}/c/._0",),
+    } and report.damaged == []
+    assert {f.part for f in report.findings} == {""}
     strays = {f"damaged/{folder}/.DS_Store": b"text", f"damaged/{folder}/c/._0": b"text"}
     assert files_of(one_part) == before | strays
 
@@ -412,7 +418,7 @@ def test_a_repair_killed_between_its_moves_loses_nothing(
 ) -> None:
     name = next(one_part.glob("index/mimi/*")).stem
     flip(one_part / "features.zarr" / "mimi" / name / damaged)
-    before, real, calls = part_files(one_part, name), integrity._move, []
+    before, real, calls = part_files(one_part, name), repair._move, []
 
     def move(store: Path, path: Path) -> None:
         calls.append(path)
@@ -421,7 +427,7 @@ def test_a_repair_killed_between_its_moves_loses_nothing(
         real(store, path)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(integrity, "_move", move)
+        patch.setattr(repair, "_move", move)
         integrity.verify(one_part, repair=True)
     integrity.verify(one_part, repair=True)
     assert part_files(one_part, name) == {f"damaged/{path}": data for path, data in before.items()}
@@ -457,7 +463,7 @@ def test_what_cannot_be_read_now_stays_where_it_is(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", refusing(Path.read_bytes))
-        patch.setattr(integrity, "open", refusing(open), raising=False)
+        patch.setattr(store_check, "open", refusing(open), raising=False)
         report = integrity.verify(one_part, repair=True)
         assert command("verify", one_part, "--repair")[0] == 2
     assert len(report.damaged) >= 1 and report.repaired == []
@@ -474,6 +480,6 @@ def test_a_damaged_list_of_failures_is_put_away(one_part: Path, line: bytes) -> 
     (one_part / "failures" / "a.jsonl").write_bytes(good + b"\n")
     (one_part / "failures" / "b.jsonl").write_bytes(good + b"\n" + line + b"\n")
     (finding,) = integrity.verify(one_part, repair=True).findings
-    assert finding.leftover and finding.part == "failures/b.jsonl"
+    assert finding.leftover and finding.part == "" and finding.paths == ("failures/b.jsonl",)
     assert (one_part / "damaged" / "failures" / "b.jsonl").exists() and (one_part / "failures" / "a.jsonl").exists()
     assert integrity.verify(one_part).findings == []

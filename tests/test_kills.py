@@ -50,7 +50,7 @@ def expected(utterances: list[Utterance], tmp_path_factory: pytest.TempPathFacto
 def run(utterances: list[Utterance], store: Path, shard: tuple[int, int] = (0, 1)) -> None:
     """An extraction in batches of a few utterances, a part for each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer.Writer.__init__, "__defaults__", (100, 30.0))
+        patch.setattr(writer, "PART_BYTES", 100)
         extract(utterances, FakeExtractor(), store, batch_s=5, workers=1, shard=shard)
 
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from featstore.remote.client import LISTING, TOPS, TRANSFERS, Remote, first_line
 from featstore.store import layout, lock, metadata
+from featstore.store.check import check_part
 from featstore.store.commit import move_part, remove_part
 from featstore.store.layout import FingerprintMismatch, StoreError
 from featstore.store.reader import Store
 from featstore.types import FeatureSpec
-from featstore.upkeep.verify import Report, check_part
 
 
 @dataclass
@@ -76,7 +76,7 @@ def push(
     ) as (todo, transfer, moved, pool):
         transfer.parts_there = sum(map(len, want.values())) - len(todo)
         for feature, part, files in todo:
-            _refuse(check_part(path, feature, part, specs[feature], {}, Report()), path)
+            _refuse_damaged(path, feature, part, specs[feature], path)
             *first, facts, seal, index = files
             # Objects are written whole and parts never change: one of the right size is the right one.
             list(pool.map(lambda p: moved(p, there.get(p) != here[p] and remote.upload(p, path / p)), first))
@@ -122,10 +122,11 @@ def pull(
             transfer.parts_there = sum(map(len, want.values())) - len(todo)
             for feature, part, files in todo:
                 list(pool.map(lambda p: moved(p, remote.download(p, incoming / p, there[p], incoming)), files))
-                finding = check_part(incoming, feature, part, specs[feature], {}, Report())
-                if finding:
+                try:
+                    _refuse_damaged(incoming, feature, part, specs[feature], url)
+                except StoreError:
                     remove_part(incoming, feature, part)
-                _refuse(finding, url)
+                    raise
                 move_part(incoming, path, feature, part)
                 transfer.parts += 1
         shutil.rmtree(incoming, ignore_errors=True)
@@ -146,14 +147,8 @@ def remote_specs(remote: Remote, files: dict[str, int]) -> dict[str, FeatureSpec
         raise StoreError(f"{remote.url}: a store of version {root.get('whowhen_store')!r}, expected {layout.VERSION}")
     specs = {}
     for name in layout.committed_in(files):
-        attributes = _attributes(remote, layout.spec_path(name))
-        try:
-            spec = FeatureSpec.from_json(attributes["spec"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise StoreError(f"{remote.url}: feature {name!r} has no spec ({first_line(error)})") from None
-        if spec.name != name or spec.fingerprint != attributes.get("fingerprint"):
-            raise StoreError(f"{remote.url}: the spec of feature {name!r} was edited")
-        specs[name] = spec
+        path = layout.spec_path(name)
+        specs[name] = metadata.checked_spec(_attributes(remote, path), name, f"{remote.url}/{path}")
     return specs
 
 
@@ -207,6 +202,6 @@ def _moving(
         transfer.seconds = time.monotonic() - began
 
 
-def _refuse(finding: Any, where: object) -> None:
-    if finding:
-        raise StoreError(f"{where}: part {finding.feature}/{finding.part} is damaged: {finding.problem}")
+def _refuse_damaged(store: Path, feature: str, part: str, spec: FeatureSpec, where: object) -> None:
+    for finding in check_part(store, feature, part, spec).findings:
+        raise StoreError(f"{where}: part {feature}/{part} is damaged: {finding.problem}")

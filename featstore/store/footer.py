@@ -1,7 +1,7 @@
 """What a Parquet file claims to hold, read without believing a word of it.
 
-pyarrow ends the whole process at some damaged column metadata (an exception that nothing catches), so what must be known
-before pyarrow may read is taken from the footer here. Formats: parquet.thrift of apache/parquet-format, and the compact
+pyarrow ends the whole process at some damaged column metadata (an exception that nothing catches; tests/data holds such a
+file), so what must be known before pyarrow may read is taken from the footer here. Formats: parquet.thrift of apache/parquet-format, and the compact
 protocol of Apache Thrift.
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,14 @@ class StoreError(ValueError):
 
 class FingerprintMismatch(StoreError):
     """Two different features under one name."""
+
+
+def not_readable(path: object, error: OSError, advice: str = "") -> StoreError:
+    """What to raise where the system does not let a file be read; `advice` is for a file that may be damaged."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        advice = "; close other files, or raise their number: ulimit -n 4096"
+    reason = os.strerror(error.errno) if error.errno else error
+    return StoreError(f"{path}: not readable ({reason}){advice}")
 
 
 def group_dir(store: Path) -> Path:
@@ -126,6 +136,11 @@ class PartFiles:
 def committed(store: Path, feature: str) -> list[str]:
     """Names of a feature's parts: what its index names."""
     return sorted(p.stem for p in index_dir(store, feature).glob("[!.]*.parquet"))
+
+
+def names_part(store: Path, part: str) -> bool:
+    """Whether any feature's index names a part of this name."""
+    return bool(part) and any((folder / f"{part}.parquet").exists() for folder in (store / INDEX).glob("*"))
 
 
 def committed_in(listing: Mapping[str, int]) -> dict[str, dict[str, dict[str, int]]]:

@@ -18,6 +18,7 @@ from featstore.store.layout import (
     feature_dir,
     group_dir,
     index_dir,
+    not_readable,
     spec_path,
     utterances_dir,
 )
@@ -56,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise StoreError(f"{path}: missing") from None
     except OSError as error:
-        raise StoreError(f"{path}: not readable ({error.strerror})") from None
+        raise not_readable(path, error) from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, StoreError):
             raise
@@ -92,7 +93,7 @@ def read_spec(store: Path, feature: str) -> FeatureSpec:
 
     Raises
     ------
-    StoreError : unreadable, or not the spec its fingerprint was taken of.
+    StoreError : unreadable, or as `checked_spec`.
     """
     path = store / spec_path(feature)
     if not path.exists():
@@ -101,11 +102,24 @@ def read_spec(store: Path, feature: str) -> FeatureSpec:
         )
     attributes = read_json(path).get("attributes")
     try:
-        spec = FeatureSpec.from_json(attributes["spec"])
+        return checked_spec(attributes, feature, path)
+    except StoreError as error:
+        raise StoreError(f"{error}; run: featstore verify") from None
+
+
+def checked_spec(attributes: Any, feature: str, where: object) -> FeatureSpec:
+    """The spec among the attributes of a feature's group: of a store here or far away, or of an HDF5 file.
+
+    Raises
+    ------
+    StoreError : none, another feature's, or not the spec its fingerprint was taken of.
+    """
+    try:
+        spec, fingerprint = FeatureSpec.from_json(attributes["spec"]), attributes["fingerprint"]
     except (TypeError, KeyError, ValueError) as error:
-        raise StoreError(f"{path}: no feature spec ({error}); run: featstore verify") from None
-    if spec.name != feature or spec.fingerprint != attributes.get("fingerprint"):
-        raise StoreError(f"{path}: the spec was edited: it no longer has the fingerprint it was written with")
+        raise StoreError(f"{where}: no feature spec ({' '.join(str(error).split())})") from None
+    if spec.name != feature or spec.fingerprint != fingerprint:
+        raise StoreError(f"{where}: the spec was edited: it no longer has the fingerprint it was written with")
     return spec
 
 

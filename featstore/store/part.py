@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from featstore.store import layout, metadata
@@ -85,6 +85,7 @@ class Part:
         path = self._folder / key
         kind = np.dtype(dtype).newbyteorder("<")
         size = rows * self._spec.dim * kind.itemsize
+        sealed = self._sealed.get(key) if self._verify else None
         try:
             with open(path, "rb") as file:
                 found = os.fstat(file.fileno()).st_size
@@ -94,15 +95,21 @@ class Part:
                     )
                 if self._verify:
                     try:
-                        check_chunk(file, path, size, self._sealed.get(key))
+                        check_chunk(file, path, size, sealed)
                     except StoreError as error:
                         raise StoreError(f"{error}; run: featstore verify --repair") from None
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            # Arrow's map outlives its file. Python's keeps a descriptor, and a store has more chunks than those.
+            with pa.memory_map(os.fsencode(path)) as mapped:
+                data = mapped.read_buffer(size)
         except FileNotFoundError:
             raise StoreError(f"{path}: the chunk is missing; run: featstore verify --repair") from None
         except OSError as error:
-            raise StoreError(f"{path}: not readable ({error.strerror}); run: featstore verify") from None
-        return np.frombuffer(mapped, dtype=kind, count=rows * self._spec.dim).reshape(rows, self._spec.dim)
+            raise layout.not_readable(path, error, "; run: featstore verify") from None
+        return np.frombuffer(data, dtype=kind).reshape(rows, self._spec.dim)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was read: a process that is handed a part maps its chunks itself."""
+        return {k: v for k, v in vars(self).items() if k != "_sealed"} | {"_chunks": {}, "_pooled": {}}
 
     @cached_property
     def _sealed(self) -> dict[str, int]:
@@ -128,7 +135,7 @@ def check_chunk(file: BinaryIO, path: Path, size: int, sealed: int | None) -> No
             found, left = google_crc32c.extend(found, piece), left - len(piece)
         own = int.from_bytes(file.read(layout.CRC_BYTES), "little")
     except OSError as error:
-        raise StoreError(f"{path}: not readable ({error.strerror})") from None
+        raise layout.not_readable(path, error) from None
     if left or found != own:
         raise StoreError(f"{path}: damaged (CRC32C differs)")
     if own != sealed:

@@ -25,7 +25,11 @@ from featstore.types import FeatureSpec, Utterance
 
 
 class Store:
-    """A store, or a part of one made by `select`. What was committed when it was opened is what it shows."""
+    """A store, or a part of one made by `select`. What was committed when it was opened is what it shows.
+
+    A pickle (a worker that is spawned gets one) holds the tables that were read so far, so that it shows the same: each
+    feature's index, the utterances, and of a store at a distance its list of files. Frames stay where they are.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,9 @@ class Store:
         self.features: dict[str, FeatureSpec] = {name: metadata.read_spec(path, name) for name in sorted(names)}
         self._indexes: dict[str, Index] = {}
         self._make_part = make_part or partial(Part, verify=verify)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("ids", "_rows")}  # made anew from `utterances`
 
     # ---- what is in it
 
@@ -114,7 +121,7 @@ class Store:
             hit = pc.is_in(self.utterances[name], pa.array(values, type=self.utterances.schema.field(name).type))
             mask = hit if mask is None else pc.and_(mask, hit)
         view = object.__new__(type(self))
-        view.__dict__ = {k: v for k, v in self.__dict__.items() if k not in ("ids", "_rows")}
+        view.__dict__ = self.__getstate__()
         view.__dict__["utterances"] = self.utterances if mask is None else self.utterances.filter(mask)
         return view
 

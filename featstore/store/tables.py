@@ -90,7 +90,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     except FileNotFoundError:
         raise StoreError(f"{path}: missing; run: featstore verify --repair") from None
     except OSError as error:
-        raise StoreError(f"{path}: not readable ({error.strerror}); run: featstore verify") from None
+        raise layout.not_readable(path, error, "; run: featstore verify") from None
     try:
         columns = footer.read_columns(data)
         _check_claims(columns, len(data))

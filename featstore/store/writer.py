@@ -34,11 +34,17 @@ PART_SECONDS = 30.0
 FACTS = ("recording", "speaker", "split", "turns")
 
 
-def writer(path: str | PathLike[str], spec: FeatureSpec, **settings: float) -> Writer:
+def writer(
+    path: str | PathLike[str], spec: FeatureSpec, *, part_bytes: int | None = None, part_seconds: float | None = None
+) -> Writer:
     """Open a store for adding one feature; makes the store if there is none. Use as a context manager.
 
     Any number of writers, on any number of machines, may add to one store at once; until it is closed (or collected),
     a writer keeps those out that remove parts.
+
+    Parameters
+    ----------
+    part_bytes, part_seconds : commit a part at this size or age; PART_BYTES and PART_SECONDS without.
 
     Raises
     ------
@@ -46,14 +52,14 @@ def writer(path: str | PathLike[str], spec: FeatureSpec, **settings: float) -> W
     StoreError : a table of the store is damaged, or the store is being compacted or repaired.
     OSError : no permission, no space.
     """
-    return Writer(Path(path), spec, **settings)
+    return Writer(Path(path), spec, part_bytes, part_seconds)
 
 
 class Writer:
     """See `writer`."""
 
     def __init__(
-        self, path: Path, spec: FeatureSpec, part_bytes: int = PART_BYTES, part_seconds: float = PART_SECONDS
+        self, path: Path, spec: FeatureSpec, part_bytes: int | None = None, part_seconds: float | None = None
     ) -> None:
         metadata.create(path, spec)
         with ExitStack() as held:
@@ -64,7 +70,8 @@ class Writer:
             len(self.store)  # reads all tables: damage must show now, not when hours of frames are computed
             self._held = held.pop_all()
         self.path, self.spec = path, spec
-        self._part_bytes, self._part_seconds = part_bytes, part_seconds
+        self._part_bytes = PART_BYTES if part_bytes is None else part_bytes
+        self._part_seconds = PART_SECONDS if part_seconds is None else part_seconds
         self._added: set[str] = set()
         # Unique without asking anyone: time first, so that names sort in the order of writing.
         self._name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.urandom(4).hex()}"

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from featstore.store import layout, lock, metadata
+from featstore.store.check import check_part
 from featstore.store.commit import commit_part, remove_part
 from featstore.store.index import Index
 from featstore.store.layout import StoreError
 from featstore.store.reader import Store
 from featstore.store.tables import read_table, utterance_from_row
-from featstore.upkeep.verify import Report, check_part
 
 #: Parts are merged until one holds this much. 16 TB of frames are then 32,000 parts.
 MERGED_BYTES = 512 << 20
@@ -91,8 +91,7 @@ def _drop_doubled(store: Path, index: Index) -> int:
 
 
 def _check(store: Path, index: Index, part: int) -> None:
-    finding = check_part(store, index.spec.name, index.part_names[part], index.spec, {}, Report())
-    if finding:
+    for finding in check_part(store, index.spec.name, index.part_names[part], index.spec).findings:
         raise StoreError(f"{finding.problem}; run: featstore verify {store} --repair")
 
 
