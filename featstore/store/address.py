@@ -28,6 +28,6 @@ def refuse_address(path: str | PathLike[str]) -> None:
     """
     if url := as_url(path):
         raise StoreError(
-            f"{url}: an address, and this takes a folder: write to one here, then `featstore push` it; what is there "
-            "already comes with `featstore pull`"
+            f"{url}: an address, and this takes a folder: write into one, then: featstore push FOLDER {url} "
+            f"(to copy what is there: featstore pull {url} FOLDER)"
         )

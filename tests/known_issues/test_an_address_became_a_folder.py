@@ -42,6 +42,6 @@ def test_an_address_is_refused(use: Callable[[], object], tmp_path: Path, monkey
     fill(tmp_path / "store", count=2)
     export_hdf5("store", "store.h5")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(StoreError, match="^s3://bucket/store: an address, .*write to one here, then `featstore push`"):
+    with pytest.raises(StoreError, match=f"^{URL}: an address, .*then: featstore push FOLDER {URL} "):
         use()
     assert sorted(tmp_path.iterdir()) == before
