@@ -10,7 +10,7 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
-from featstore.remote.address import as_url
+from featstore.store.address import as_url
 from featstore.store.layout import FingerprintMismatch, StoreError
 from featstore.store.reader import Store
 from featstore.store.writer import Writer
@@ -62,6 +62,4 @@ def writer(
     ------
     StoreError : `path` is an address, or what is there cannot be added to.
     """
-    if url := as_url(path):
-        raise StoreError(f"{url}: an address takes no writer; write into a folder, then: featstore push FOLDER {url}")
     return _open_writer(path, spec, part_bytes=part_bytes, part_seconds=part_seconds)

@@ -30,9 +30,9 @@ from typer.testing import CliRunner
 import featstore
 from cli.featstore import app
 from featstore import MIMI_GRID, FeatureSpec, FingerprintMismatch, StoreError, Utterance
-from featstore.remote import address, client, transfer
+from featstore.remote import client, transfer
 from featstore.remote import reader as remote_store
-from featstore.store import layout, lock
+from featstore.store import address, layout, lock
 from featstore.upkeep.verify import verify
 
 pytest.importorskip("obstore")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +21,12 @@ from featstore.jobs.batches import unfinished
 from featstore.jobs.crew import Crew
 from featstore.jobs.result import Result
 from featstore.store import failures
+from featstore.store.address import refuse_address
 from featstore.store.reader import Store
 from featstore.types import FeatureSpec, Utterance
+
+#: Seconds in which a cluster must let us join.
+ANSWER_S = 10
 
 
 def extract(
@@ -54,9 +60,11 @@ def extract(
 
     Raises
     ------
-    ExtractorError : Ray is not installed, the cluster is too small, or actors die without getting anywhere.
+    ExtractorError : Ray is not installed, the cluster does not answer, wants another token or is too small, or actors
+        die without getting anywhere.
     StoreError, ValueError, OSError : as `featstore.jobs.extract.extract`.
     """
+    refuse_address(store)
     with _connected(address) as ray:
         count, needs, threads = _share(ray, actors, gpu)
         crew = Crew(ray, make, store.resolve(), needs, workers or threads, note)
@@ -102,17 +110,42 @@ def _connected(address: str | None) -> Iterator[Any]:
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     settings = {"include_dashboard": False, "object_store_memory": 100 << 20} if address == "local" else {}
+    if address != "local":
+        _ask(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **settings)
-    except ConnectionError as error:
-        raise ExtractorError(f"no Ray cluster at {address}; start one with: ray start --head ({error})") from None
+    ray.init(address, log_to_driver=False, logging_level="ERROR", **settings)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which commits nothing
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _ask(address: str) -> None:
+    """Refuse a cluster that a process of its own cannot join: here Ray would go on trying, and warning, for minutes."""
+    command = [sys.executable, "-c", _JOIN, address, str(ANSWER_S)]
+    asked = subprocess.run(command, env={**os.environ, **_FEW_TRIES}, capture_output=True, text=True)
+    if asked.returncode == -signal.SIGALRM:
+        raise ExtractorError(
+            f"no Ray cluster answers at {address} within {ANSWER_S} s; start one with: ray start --head"
+        )
+    if "AuthenticationError" in asked.stderr:  # Ray raises a ConnectionError, and tells of this one in its text alone
+        raise ExtractorError(
+            f"the Ray cluster at {address} asks for its token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to what "
+            "`ray get-auth-token` prints where it was started (or have that in ~/.ray/auth_token)"
+        )
+    if asked.returncode:
+        why = (asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"])[-1]
+        raise ExtractorError(f"no Ray cluster at {address}; start one with: ray start --head ({why[:200]})")
+
+
+_JOIN = """\
+import signal, sys, ray
+signal.alarm(int(sys.argv[2]))
+ray.init(sys.argv[1], log_to_driver=False, logging_level="CRITICAL")
+"""
+_FEW_TRIES = {"RAY_NUM_REDIS_GET_RETRIES": "3"}
 
 
 def _share(ray: Any, actors: int | None, gpu: bool | None) -> tuple[int, dict[str, int], int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.files import sync, write_once
+from featstore.store.address import refuse_address
 from featstore.store.layout import (
     ROOT,
     VERSION,
@@ -73,6 +74,7 @@ def check_version(store: Path) -> None:
     ------
     StoreError
     """
+    refuse_address(store)
     root = store / ROOT
     if not root.exists():
         what = "no such folder" if not store.exists() else f"not a store (no {ROOT} in it)"
@@ -146,8 +148,10 @@ def create(store: Path, spec: FeatureSpec) -> None:
     Raises
     ------
     FingerprintMismatch : the store holds another feature under this name, or parts of another whose spec is lost.
+    StoreError : `store` is an address.
     OSError : no permission, no space.
     """
+    refuse_address(store)
     for folder in (feature_dir(store, spec.name), index_dir(store, spec.name), utterances_dir(store)):
         folder.mkdir(parents=True, exist_ok=True)
     write_once(store / ROOT, group_json({"whowhen_store": VERSION}))
