@@ -40,20 +40,6 @@ MODULES = {
 }
 SHIPPED = [name for name in MODULES if name.split(".")[0] in PACKAGES]
 
-# Files that are still to be divided, and imports that are still to be turned: an entry goes when its file is done.
-TOO_LONG = (
-    "cli.evaluation", "evaluation.report", "featstore.extractors.titanet", "featstore.extractors.titanet_windows",
-    "featstore.jobs.extract", "featstore.jobs.ray", "featstore.simulation.simulate", "featstore.upkeep.verify",
-    "nano.train_mimi_nano", "trainers.fit",
-)  # fmt: skip
-WRONG_WAY = ("featstore.remote.transfer",)
-
-
-def modules(names: list[str], to_come: tuple[str, ...] = ()) -> list[object]:
-    """Parameters of a test: one a module, those of `to_come` expected to fail."""
-    mark = pytest.mark.xfail(strict=True, reason="to come")
-    return [pytest.param(name, marks=[mark] if name in to_come else [], id=name) for name in names]
-
 
 def statements(node: ast.AST, inside: bool = False) -> Iterator[tuple[ast.AST, bool]]:
     """Every node that runs, and whether only when a function does: not what is for type checkers alone."""
@@ -88,7 +74,7 @@ def room(module: str) -> tuple[int, str]:
     return next((floor, name) for name in names for floor, rooms in enumerate(FLOORS) if name in rooms)
 
 
-@pytest.mark.parametrize("module", modules(list(MODULES), WRONG_WAY))
+@pytest.mark.parametrize("module", list(MODULES))
 def test_imports_only_go_down(module: str) -> None:
     own = room(module)
     for name in imports(module):
@@ -109,7 +95,7 @@ def test_no_imports_go_in_a_circle() -> None:
         raise AssertionError(" imports ".join(reversed(error.args[1]))) from None
 
 
-@pytest.mark.parametrize("module", modules(list(MODULES), TOO_LONG))
+@pytest.mark.parametrize("module", list(MODULES))
 def test_no_module_is_long(module: str) -> None:
     lines = len(MODULES[module].read_text(encoding="utf-8").splitlines())
     assert lines <= MAX_LINES, f"{MODULES[module].relative_to(ROOT)} has {lines} lines: which two subjects are in it?"

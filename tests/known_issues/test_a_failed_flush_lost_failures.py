@@ -12,7 +12,7 @@ from featstore.jobs.extract import extract
 from featstore.jobs.result import Result
 from featstore.store.failures import Failures
 from tests.fakes import FakeExtractor
-from tests.test_extract import corpus, failures_of
+from tests.featstore.jobs.test_extract import corpus, failures_of
 
 
 def fill_the_disk_once(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import featstore
 from featstore.remote.transfer import push
-from tests.test_store import spec, utterance
+from tests.featstore.store.test_store import spec, utterance
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from featstore.remote.transfer import pull, push
 from featstore.upkeep.compact import compact
 from featstore.upkeep.verify import verify
 from tests.fakes import FakeExtractor
-from tests.test_store import fill
+from tests.featstore.store.test_store import fill
 
 URL = "s3://bucket/store"
 

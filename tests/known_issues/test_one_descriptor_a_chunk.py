@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import featstore
-from tests.test_store import fill
+from tests.featstore.store.test_store import fill
 
 #: Chunks of four rows: hundreds of them.
 SCRIPT = """

@@ -14,8 +14,8 @@ from featstore.jobs import ray as ray_engine
 from featstore.jobs.batches import plan
 from featstore.jobs.extract import extract
 from tests.fakes import FakeExtractor
-from tests.test_extract import contents, corpus, failures_of
-from tests.test_ray import cluster
+from tests.featstore.jobs.test_extract import contents, corpus, failures_of
+from tests.featstore.jobs.test_ray import cluster
 
 __all__ = ["cluster"]
 

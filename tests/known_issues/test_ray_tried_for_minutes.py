@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_ray import one_tone
+from tests.featstore.jobs.test_ray import one_tone
 
 pytest.importorskip("ray")
 HOST = """\

@@ -11,7 +11,7 @@ import pytest
 
 from featstore.extractors import ExtractorError, create
 from featstore.extractors.titanet_nemo import TITANET_NANO, build_titanet
-from tests.test_nemo_archive import nemo_file
+from tests.featstore.extractors.test_nemo_archive import nemo_file
 
 
 def test_it_is_refused_when_the_encoder_is_made(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from featstore.simulation.recipe import Recipe, read_recipe
 from featstore.simulation.session import _conversation, _Source, speech_and_overlap_s, speech_segments_s
 from featstore.simulation.simulate import simulate
 from featstore.types import Turn, Utterance
+from tests.conftest import ROOT
 
 RATE = 8_000
 TONE_HZ = {f"s{k}": 300.0 + 250 * k for k in range(8)}  # a speaker is a tone: audible in a mixture by its frequency
@@ -120,7 +121,7 @@ def test_published_recipes(name: str, sessions: int, speakers: int, duration_s: 
 
 
 def test_every_recipe_reads() -> None:
-    folder = Path(__file__).parents[1] / "data_manifests" / "recipes"
+    folder = ROOT / "data_manifests" / "recipes"
     names = {path.stem: read_recipe(path).name for path in folder.glob("*.toml")}
     assert set(names) == {"pairs", "2spk", "4spk", "3spk_long", "tiny", "demo"}
     assert all(stem == name for stem, name in names.items())

@@ -14,7 +14,7 @@ import featstore
 from featstore import Turn
 from featstore.exchange import export_hdf5, import_hdf5
 from featstore.store.reader import store_utterances
-from tests.test_store import fill, spec, utterance
+from tests.featstore.store.test_store import fill, spec, utterance
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from featstore.store import check as store_check
 from featstore.store import lock, metadata, part
 from featstore.upkeep import compact, repair
 from featstore.upkeep import verify as integrity
-from tests.test_store import fill, spec, utterance
+from tests.featstore.store.test_store import fill, spec, utterance
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from featstore.store.reader import store_utterances
 from featstore.store.tables import read_table
 from featstore.types import check_id
 from featstore.upkeep.verify import verify
-from tests.test_store import fill, spec, utterance
+from tests.featstore.store.test_store import fill, spec, utterance
 
 SPARE_BYTES = 2 << 30
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from featstore.extractors import sources, weights
 from featstore.extractors.sources import WeightsError
+from tests.conftest import ROOT
 
 FILE = {"file": "net.safetensors", "demo": "nobody.safetensors", "suffixes": (".safetensors",)}
 
@@ -207,7 +208,7 @@ def _resolve(texts: list[str], cache: Path, **environment: str) -> list[list[str
         capture_output=True,
         text=True,
         timeout=120,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)

@@ -21,7 +21,7 @@ from evaluation.rttm import write_rttm, write_uem
 from evaluation.turns import Turns
 from evaluation.verification import evaluate_scores
 from featstore import Turn
-from tests.test_store import spec
+from tests.featstore.store.test_store import spec
 
 DEMO = {"weights": "demo"}
 

@@ -22,7 +22,7 @@ from featstore.extractors import (
 )
 from featstore.extractors.device import agreement
 from featstore.testing import check_extractor, speech_like
-from tests.test_nemo_archive import nemo_file
+from tests.featstore.extractors.test_nemo_archive import nemo_file
 
 
 @pytest.fixture(scope="module")

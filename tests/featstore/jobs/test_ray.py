@@ -26,7 +26,7 @@ from featstore.jobs.extract import extract
 from featstore.jobs.result import Result
 from featstore.upkeep import verify as integrity
 from tests.fakes import FakeExtractor, tone
-from tests.test_extract import contents, corpus
+from tests.featstore.jobs.test_extract import contents, corpus
 
 DEADLY = 0.77
 

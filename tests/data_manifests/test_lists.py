@@ -23,8 +23,9 @@ from featstore.corpora.manifest import check_disjoint, read_manifest
 from featstore.simulation.recipe import read_recipe
 from featstore.simulation.session import speech_and_overlap_s
 from featstore.types import Utterance
+from tests.conftest import ROOT
 
-FOLDER = Path(__file__).parents[1] / "data_manifests"
+FOLDER = ROOT / "data_manifests"
 DEMO = FOLDER / "demo"
 
 

@@ -23,7 +23,7 @@ from evaluation.trials import Trials
 from evaluation.turns import Turns
 from featstore import Turn
 from tests.conftest import ROOT
-from tests.test_report import diarization_run, probe_run
+from tests.evaluation.test_report import diarization_run, probe_run
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=5) | st.text(" _%;@2025\u00a0\n", max_size=4)
 

@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 
 from data_manifests.nano import data, mimi_targets, train_mimi_nano, train_titanet_nano, training
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "featstore" / "extractors" / "demo"
 
 

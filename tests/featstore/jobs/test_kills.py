@@ -149,7 +149,7 @@ def _killed_at(number: int, utterances: list[Utterance], store: Path, shard: tup
 
 def start(target: Callable[..., None], *arguments: object) -> multiprocessing.process.BaseProcess:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.fakes", "tests.test_kills", "featstore.jobs.extract"])
+    context.set_forkserver_preload(["tests.fakes", "tests.featstore.jobs.test_kills", "featstore.jobs.extract"])
     process = context.Process(target=target, args=arguments)
     process.start()
     return process
