@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 import featstore
 from cli.featstore import app
 from featstore import MIMI_GRID, FeatureSpec, FingerprintMismatch, StoreError, Utterance
-from featstore.remote import reader as far_blocks
+from featstore.remote import blocks as far_blocks
 from featstore.remote import client, transfer
 from featstore.store import address, layout, lock
 from featstore.upkeep.verify import verify
