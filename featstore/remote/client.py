@@ -8,12 +8,15 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
-from featstore.store.layout import GROUP, INDEX, UTTERANCES, StoreError
+from featstore.store import layout
+from featstore.store.layout import StoreError
 
 T = TypeVar("T")
 
@@ -21,17 +24,18 @@ T = TypeVar("T")
 LISTING = "listing.json"
 
 
-#: Files moved at once; pieces of a file that go out at once; and the bytes asked for at a time. Together with the
-#: time-out, a line of 0.3 MB/s is fast enough.
+#: Files moved at once, pieces of a file that go up at once, and the bytes of a crop asked for at a time.
 TRANSFERS, UPLOADS, PIECE_BYTES = 4, 2, 8 << 20
 
 
-#: Bytes of a piece between two looks at whether to stop.
+#: Bytes of a file between two looks at whether to stop.
 _SIP_BYTES = 128 << 10
 
 
-#: Requests that fail with a server error, a reset or a time-out are repeated; so is what fails half-way, as a whole.
-RETRIES, RETRY_S, ATTEMPTS, TIMEOUT_S = 8, 300.0, 4, 120.0
+#: Requests that fail with a server error, a reset or a time-out are repeated; so is what fails half-way, as a whole. A
+#: server that is silent so long has gone: on a line of 0.3 MB/s the pieces of all files take less to go up. A whole file
+#: may take an hour to come.
+RETRIES, RETRY_S, ATTEMPTS, SILENCE_S, REQUEST_S = 8, 300.0, 4, 120.0, 3600.0
 
 
 #: Where a cloud's own machines get their credentials, at Amazon, Google and Azure.
@@ -43,7 +47,7 @@ _MACHINE_ROLE = "169.254.169.254"
 MAX_LISTING_BYTES = 64 << 20
 
 
-TOPS = (f"{GROUP}/", f"{INDEX}/", f"{UTTERANCES}/")
+TOPS = tuple(f"{top}/" for top in (layout.GROUP, layout.INDEX, layout.UTTERANCES))
 
 
 _SAFE = re.compile(r"[\w.+~ -]+(/[\w.+~ -]+)*")
@@ -74,17 +78,21 @@ class Remote:
         self.url = url
         self._obstore = obstore
         self.web = url.startswith("http")
-        endpoints = _check_variables() if url.startswith("s3:") else []
+        #: The S3 server that the environment names; "" for Amazon's.
+        self.endpoint = _endpoint() if url.startswith("s3:") else ""
         #: Set to end what is under way.
         self.stopped = False
         self._pool = ThreadPoolExecutor(TRANSFERS)  # without threads until something large is read
         settings: dict[str, Any] = {
             "client_options": {
-                "allow_http": any(address.startswith("http://") for address in [url, *endpoints]),
-                "timeout": timedelta(seconds=TIMEOUT_S),
+                "allow_http": url.startswith("http://") or self.endpoint.startswith("http://"),
+                "timeout": timedelta(seconds=REQUEST_S),
+                "read_timeout": timedelta(seconds=SILENCE_S),
             },
             "retry_config": {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_S)},
         }
+        if self.endpoint:
+            settings["config"] = {"endpoint": self.endpoint}
         try:
             if url.startswith("file:"):
                 self._store = from_url(url, mkdir=make)
@@ -99,35 +107,42 @@ class Remote:
 
     def _call(self, path: str, action: Callable[[], T]) -> T:
         errors = self._obstore.exceptions
+        where = f"{self.url}/{path}"
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return action()
             except (FileNotFoundError, errors.NotFoundError):
-                raise StoreError(f"{self.url}/{path}: not there") from None
+                raise StoreError(f"{where}: not there") from None
             except (PermissionError, errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
-                raise StoreError(f"{self.url}/{path}: access refused ({first_line(error)})") from None
+                raise StoreError(f"{where}: access refused ({first_line(error)})") from None
+            except errors.NotSupportedError:
+                raise StoreError(
+                    f"{where}: this server ignores Range requests, and reading frames at a distance needs them; copy "
+                    f"the store: featstore pull {self.url} STORE"
+                ) from None
             except (errors.BaseError, OSError) as error:
-                if _MACHINE_ROLE in str(error):  # asked where it found no keys; only a cloud's own machines answer
+                # obstore has classes for what becomes of a file, but says only in words why a listing failed, and
+                # that it found no credentials and asked the machine for some.
+                if _MACHINE_ROLE in str(error):
                     raise StoreError(
                         f"{self.url}: no credentials in the environment; s3:// needs AWS_ACCESS_KEY_ID and "
                         "AWS_SECRET_ACCESS_KEY, and where it is not Amazon's AWS_ENDPOINT_URL"
                     ) from None
-                if "NoSuchBucket" in str(error):
+                status = (re.search(r"status code: (\d{3})", str(error)) or ["", ""])[1]
+                if status == "404" and not path:
                     raise StoreError(
                         f"{self.url}: no such bucket there; make it first, or check AWS_ENDPOINT_URL"
                     ) from None
-                if re.search(r"status code: 40[13]\b", str(error)):  # so a listing is refused
-                    raise StoreError(f"{self.url}/{path}: access refused ({first_line(error)})") from None
+                if status in ("401", "403"):
+                    raise StoreError(f"{where}: access refused ({first_line(error)})") from None
                 if attempt == ATTEMPTS or self.stopped:
-                    raise StoreError(
-                        f"{self.url}/{path}: given up after {attempt} attempts ({first_line(error)})"
-                    ) from None
+                    raise StoreError(f"{where}: given up after {attempt} attempts ({first_line(error)})") from None
                 time.sleep(0.2 * 2**attempt)
             except BaseException as error:
-                if type(error).__name__ != "PanicException":  # obstore's, and no Exception
+                if type(error).__name__ != "PanicException":  # of obstore's: no Exception, and in no module to import
                     raise
                 raise StoreError(
-                    f"{self.url}/{path}: obstore failed ({first_line(error)}); check the address and the AWS_… variables"
+                    f"{where}: obstore failed ({first_line(error)}); check the address and the AWS_… variables"
                 ) from None
         raise AssertionError
 
@@ -167,40 +182,57 @@ class Remote:
         return self._call(path, get)
 
     def _piece(self, path: str, start: int, end: int) -> bytes:
-        """Bytes ``start:end`` of a file, sip by sip, so that a stop is quick on a slow line too."""
-
         def get() -> bytes:
-            data = bytearray()
-            for sip in self._obstore.get(self._store, path, options={"range": (start, end)}).stream(_SIP_BYTES):
-                data += sip
-                if self.stopped:
-                    raise StoreError(f"{self.url}/{path}: stopped")
+            data = bytes(self._obstore.get_range(self._store, path, start=start, end=end))
             if len(data) != end - start:
                 raise OSError(f"{len(data)} of {end - start} bytes came")
-            return bytes(data)
+            return data
 
         return self._call(path, get)
 
     def download(self, path: str, target: Path, size: int, scratch: Path) -> int:
         """A file to `target`, synced; one that is there in the right size stays. Returns the bytes moved.
 
-        What is under way lies in the folder `scratch`, so that nothing half is ever beside the files of a part.
+        What is under way lies in the folder `scratch`, so that nothing half is ever beside the files of a part. Other
+        processes may do the same at the same time.
+
+        Raises
+        ------
+        StoreError : not there, not of `size` bytes, or not to be had after several attempts.
         """
-        if target.exists() and target.stat().st_size == size:
-            return 0
+        with suppress(FileNotFoundError):
+            if target.stat().st_size == size:
+                return 0
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch.mkdir(parents=True, exist_ok=True)
         temporary = scratch / f".{os.urandom(8).hex()}.tmp"
         try:
             with open(temporary, "wb") as file:
-                for start in range(0, size, PIECE_BYTES):
-                    file.write(self._piece(path, start, min(start + PIECE_BYTES, size)))
+                self._call(path, lambda: self._receive(path, size, file))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
         return size
+
+    def _receive(self, path: str, size: int, file: BinaryIO) -> None:
+        """A whole file, sip by sip, so that a stop is quick; where the line broke before, only what is missing."""
+        get = partial(self._obstore.get, self._store, path)
+        try:
+            found = get(options={"range": (file.tell(), size)}) if file.tell() else get()
+        except self._obstore.exceptions.NotSupportedError:  # a whole file comes from any server
+            file.seek(0)
+            file.truncate()
+            found = get()
+        if found.meta["size"] != size:
+            raise StoreError(f"{self.url}/{path}: {found.meta['size']} bytes, expected {size}; not read")
+        for sip in found.stream(_SIP_BYTES):
+            file.write(sip)
+            if self.stopped:
+                raise StoreError(f"{self.url}/{path}: stopped")
+        if file.tell() != size:
+            raise OSError(f"{file.tell()} of {size} bytes came")
 
     def upload(self, path: str, data: bytes | Path) -> int:
         """Write a file, whole or not at all. Returns the bytes moved."""
@@ -237,24 +269,28 @@ class Remote:
         return found
 
 
-def _check_variables() -> list[str]:
-    """The addresses among the AWS_… variables; refuses what obstore, which reads them by itself, would fail over.
+def _endpoint() -> str:
+    """The S3 server that the AWS_… variables name, "" for none; refuses what obstore would fail over.
+
+    obstore reads these variables by itself, and takes an empty one for an address; what it is told goes before them.
 
     Raises
     ------
     StoreError
     """
-    endpoints = []
-    for name, value in [item for item in os.environ.items() if item[0].startswith("AWS_")]:
+    variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    for name, value in variables.items():
         if re.search(r"[\x00-\x1f\x7f]", value):
             raise StoreError(f"{name}: holds a control character (a line break?); set it again without")
-        if name.startswith("AWS_ENDPOINT") and not value:
-            del os.environ[name]  # means unset; obstore would take it for an address
-        elif name.startswith("AWS_ENDPOINT"):
-            if not re.fullmatch(r"https?://[!-~]+", value):
-                raise StoreError(f"{name}: expected http://HOST:PORT or https://HOST, found {value!r}")
-            endpoints.append(value)
-    return endpoints
+        if name.startswith("AWS_ENDPOINT") and value and not re.fullmatch(r"https?://[!-~]+", value):
+            raise StoreError(f"{name}: expected http://HOST:PORT or https://HOST, found {value!r}")
+    named = [variables.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")]
+    if named[0] == "":  # which nothing that obstore is told goes before
+        raise StoreError("AWS_ENDPOINT_URL_S3: is empty; unset it, or name the server")
+    if not any(named) and "" in named:
+        region = variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION") or "us-east-1"
+        return f"https://s3.{region}.amazonaws.com"
+    return next(filter(None, named), "")
 
 
 def first_line(error: BaseException) -> str:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.files import write_atomically
+from featstore.remote.blocks import Blocks
 from featstore.remote.client import TRANSFERS, Remote
-from featstore.remote.transfer import remote_specs
+from featstore.remote.specs import read_specs
 from featstore.store import layout, metadata
 from featstore.store.layout import StoreError
 from featstore.store.metadata import read_seal
@@ -25,8 +23,6 @@ from featstore.store.part import Part, check_chunk
 from featstore.store.reader import Store
 from featstore.types import FeatureSpec
 
-#: Bytes fetched at a time: a 90 s crop of Mimi's frames is a little more than one.
-BLOCK_BYTES = 1 << 20
 #: What the cache of blocks may hold.
 CACHE_BYTES = 512 << 20
 
@@ -37,7 +33,8 @@ def open_remote(url: str, *, verify: bool = False, cache: Path | None = None, ca
     Parameters
     ----------
     verify : fetch each chunk whole the first time it is touched, and check its CRC32C.
-    cache : folder for the tables, kept between calls; $XDG_CACHE_HOME/whowhen or ~/.cache/whowhen without.
+    cache : folder for the tables, kept between calls, which processes may share: tables come to it, and none is changed
+        or removed. $XDG_CACHE_HOME/whowhen or ~/.cache/whowhen without.
     cache_bytes : of frames kept in memory, over all features.
 
     Raises
@@ -46,24 +43,20 @@ def open_remote(url: str, *, verify: bool = False, cache: Path | None = None, ca
     """
     remote = Remote(url)
     files = remote.files()
-    specs = remote_specs(remote, files)
+    specs = read_specs(remote, files)
     if cache is None:
         # Another server or other features at this address have another folder.
-        what = [url, os.environ.get("AWS_ENDPOINT_URL", ""), *sorted(spec.fingerprint for spec in specs.values())]
+        what = [url, remote.endpoint, *sorted(spec.fingerprint for spec in specs.values())]
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "whowhen"
         cache = base / hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
     for spec in specs.values():
         metadata.create(cache, spec)
-    parts = layout.committed_in(files)
-    for feature, names in parts.items():
-        for index in layout.index_dir(cache, feature).glob("*.parquet"):
-            if index.stem not in names:  # merged into another there
-                index.unlink()
+    parts = {feature: list(names) for feature, names in layout.committed_in(files).items()}
     with ThreadPoolExecutor(TRANSFERS) as pool:
         list(pool.map(lambda p: _fetch_tables(remote, files, cache, *p), [(f, p) for f in specs for p in parts[f]]))
     blocks = Blocks(remote, files, cache_bytes)
     make_part = partial(RemotePart, verify=verify, store=cache, blocks=blocks)
-    return Store(cache, make_part=make_part, address=url)
+    return Store(cache, make_part=make_part, address=url, parts=parts)
 
 
 def _fetch_tables(remote: Remote, files: dict[str, int], cache: Path, feature: str, part: str) -> None:
@@ -76,101 +69,13 @@ def _fetch_tables(remote: Remote, files: dict[str, int], cache: Path, feature: s
     try:
         expected = read_seal(cache / paths.folder)["sha256"]
     except StoreError as error:
-        (cache / seal).unlink()
+        (cache / seal).unlink(missing_ok=True)
         raise StoreError(f"{remote.url}/{seal}: {error}") from None
     for kind, path in (("utterances", paths.facts), ("index", paths.index)):
         data = remote.read(path, files.get(path, 0))
         if hashlib.sha256(data).hexdigest() != expected.get(kind):
             raise StoreError(f"{remote.url}/{path}: not the file that was committed")
         write_atomically(cache / path, data)
-
-
-class Blocks:
-    """Pieces of remote files, fetched once, side by side, and kept as long as `limit` bytes allow."""
-
-    def __init__(self, remote: Remote, files: dict[str, int], limit: int) -> None:
-        self.remote, self.files, self.limit = remote, files, limit
-        self.held = 0
-        self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._coming: dict[tuple[str, int], Future[bytes]] = {}
-        self._lock = threading.Lock()
-        self._process = os.getpid()
-
-    def __reduce__(self) -> tuple[type[Blocks], tuple[Remote, dict[str, int], int]]:
-        return type(self), (self.remote, self.files, self.limit)
-
-    def size(self, path: str) -> int:
-        """Bytes of a file.
-
-        Raises
-        ------
-        StoreError : it is not there.
-        """
-        size = self.files.get(path)
-        if size is None:
-            raise StoreError(f"{self.remote.url}/{path}: the chunk is missing; push the store again")
-        return size
-
-    def read(
-        self,
-        path: str,
-        start: int,
-        stop: int,
-        block_bytes: int = BLOCK_BYTES,
-        check: Callable[[bytes], None] = lambda data: None,
-    ) -> memoryview:
-        """Bytes ``start:stop`` of a file; every block passes `check` when it comes.
-
-        Threads that want the same block wait for one request.
-        """
-        size = self.size(path)
-        if stop > size:
-            raise StoreError(f"{self.remote.url}/{path}: expected at least {stop} bytes, found {size}; push it again")
-        if os.getpid() != self._process:  # the connection's threads have stayed behind
-            raise StoreError(f"{self.remote.url}: opened before this process was forked; open it in the process itself")
-        numbers = range(start // block_bytes, -(-stop // block_bytes))
-        pieces: dict[int, bytes] = {}
-        mine: list[int] = []
-        others: dict[int, Future[bytes]] = {}
-        with self._lock:
-            for n in numbers:
-                key = (path, n)
-                if key in self._blocks:
-                    self._blocks.move_to_end(key)
-                    pieces[n] = self._blocks[key]
-                elif key in self._coming:
-                    others[n] = self._coming[key]
-                else:
-                    mine.append(n)
-                    self._coming[key] = Future()
-        if mine:
-            pieces |= self._fetch(path, mine, size, block_bytes, check)
-        pieces |= {n: future.result() for n, future in others.items()}
-        first = numbers.start * block_bytes
-        whole = pieces[numbers.start] if len(numbers) == 1 else b"".join(pieces[n] for n in numbers)
-        return memoryview(whole)[start - first : stop - first]
-
-    def _fetch(
-        self, path: str, numbers: list[int], size: int, block_bytes: int, check: Callable[[bytes], None]
-    ) -> dict[int, bytes]:
-        starts = [n * block_bytes for n in numbers]
-        try:
-            found = self.remote.ranges(path, starts, [min(s + block_bytes, size) for s in starts])
-            for data in found:
-                check(data)
-        except BaseException as error:
-            with self._lock:
-                for n in numbers:
-                    self._coming.pop((path, n)).set_exception(error)
-            raise
-        with self._lock:
-            for n, data in zip(numbers, found, strict=True):
-                self._coming.pop((path, n)).set_result(data)
-                self._blocks[path, n] = data
-                self.held += len(data)
-            while self.held > self.limit and self._blocks:
-                self.held -= len(self._blocks.popitem(last=False)[1])
-        return dict(zip(numbers, found, strict=True))
 
 
 class RemotePart(Part):

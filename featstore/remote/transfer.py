@@ -15,15 +15,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-from featstore.remote.client import LISTING, TOPS, TRANSFERS, Remote, first_line
+from featstore.remote.client import LISTING, TOPS, TRANSFERS, Remote
+from featstore.remote.specs import read_specs, write_specs
 from featstore.store import layout, lock, metadata
 from featstore.store.check import check_part
 from featstore.store.commit import move_part, remove_part
-from featstore.store.layout import FingerprintMismatch, StoreError
+from featstore.store.layout import StoreError
 from featstore.store.reader import Store
 from featstore.types import FeatureSpec
+
+#: Feature → part → bytes of its files.
+Parts = dict[str, dict[str, dict[str, int]]]
+#: Has an action, which returns the bytes it moved, done with each path, side by side.
+Move = Callable[[Callable[[str], int], Iterable[str]], None]
 
 
 @dataclass
@@ -67,21 +72,16 @@ def push(
     if remote.web:
         raise StoreError(f"{url}: a web server takes no files; push to its folder (file:///…) or to a bucket (s3://…)")
     there, here = remote.files(), local_files(path)
-    _metadata(remote, there, path, specs)
+    write_specs(remote, there, path, specs)
     have, want = layout.committed_in(there), layout.committed_in(here)
-    with _moving(
-        remote,
-        [(f, p, files) for f in specs for p, files in want[f].items() if p not in have.get(f, {})],
-        progress,
-    ) as (todo, transfer, moved, pool):
-        transfer.parts_there = sum(map(len, want.values())) - len(todo)
+    with _moving(remote, have, want, progress) as (todo, transfer, move):
         for feature, part, files in todo:
             _refuse_damaged(path, feature, part, specs[feature], path)
             *first, facts, seal, index = files
             # Objects are written whole and parts never change: one of the right size is the right one.
-            list(pool.map(lambda p: moved(p, there.get(p) != here[p] and remote.upload(p, path / p)), first))
+            move(lambda p: remote.upload(p, path / p) if there.get(p) != here[p] else 0, first)
             for file in (facts, seal, index):
-                moved(file, remote.upload(file, path / file))
+                move(lambda p: remote.upload(p, path / p), [file])
             transfer.parts += 1
     arrived = remote.files()
     lacking = [p for f in specs for files in want[f].values() for p, n in files.items() if arrived.get(p) != n]
@@ -104,7 +104,7 @@ def pull(
     """
     path, remote = Path(store), Remote(url)
     there = remote.files()
-    specs = remote_specs(remote, there)
+    specs = read_specs(remote, there)
     for spec in specs.values():
         metadata.create(path, spec)
     if not specs:
@@ -113,15 +113,10 @@ def pull(
         have, want = layout.committed_in(local_files(path)), layout.committed_in(there)
         incoming = path / "incoming"
         for leftover in incoming.glob(".*.tmp"):
-            leftover.unlink()
-        with _moving(
-            remote,
-            [(f, p, files) for f in specs for p, files in want[f].items() if p not in have.get(f, {})],
-            progress,
-        ) as (todo, transfer, moved, pool):
-            transfer.parts_there = sum(map(len, want.values())) - len(todo)
+            leftover.unlink(missing_ok=True)
+        with _moving(remote, have, want, progress) as (todo, transfer, move):
             for feature, part, files in todo:
-                list(pool.map(lambda p: moved(p, remote.download(p, incoming / p, there[p], incoming)), files))
+                move(lambda p: remote.download(p, incoming / p, there[p], incoming), files)
                 try:
                     _refuse_damaged(incoming, feature, part, specs[feature], url)
                 except StoreError:
@@ -133,69 +128,31 @@ def pull(
         return transfer
 
 
-def remote_specs(remote: Remote, files: dict[str, int]) -> dict[str, FeatureSpec]:
-    """Specs of the features at an address, by name.
-
-    Raises
-    ------
-    StoreError : no store there, another version, or metadata that was edited.
-    """
-    if layout.ROOT not in files:
-        raise StoreError(f"{remote.url}: no store there (no {layout.ROOT})")
-    root = _attributes(remote, layout.ROOT)
-    if root.get("whowhen_store") != layout.VERSION:
-        raise StoreError(f"{remote.url}: a store of version {root.get('whowhen_store')!r}, expected {layout.VERSION}")
-    specs = {}
-    for name in layout.committed_in(files):
-        path = layout.spec_path(name)
-        specs[name] = metadata.checked_spec(_attributes(remote, path), name, f"{remote.url}/{path}")
-    return specs
-
-
-def _attributes(remote: Remote, path: str) -> dict[str, Any]:
-    try:
-        attributes = json.loads(remote.read(path, metadata.MAX_JSON_BYTES))["attributes"]
-        return dict(attributes)
-    except StoreError:
-        raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise StoreError(f"{remote.url}/{path}: not a group's metadata ({first_line(error)})") from None
-
-
-def _metadata(remote: Remote, there: dict[str, int], store: Path, specs: Iterable[str]) -> None:
-    """Write the root's and features' zarr.json where they are not there; refuse other features under these names."""
-    for path in (layout.ROOT, *(layout.spec_path(name) for name in sorted(specs))):
-        data = (store / path).read_bytes()
-        if path not in there:
-            remote.upload(path, data)
-        elif remote.read(path, metadata.MAX_JSON_BYTES) != data:
-            raise FingerprintMismatch(
-                f"{remote.url}/{path}: holds another feature or version than {store}; push to another address"
-            )
-
-
 @contextmanager
 def _moving(
-    remote: Remote, todo: list[tuple[str, str, dict[str, int]]], progress: Callable[[int, int], None]
-) -> Iterator[tuple[Any, Transfer, Callable[[str, int], None], ThreadPoolExecutor]]:
-    """Count what moves; threads that stop with the first error."""
-    transfer, began = Transfer(), time.monotonic()
+    remote: Remote, have: Parts, want: Parts, progress: Callable[[int, int], None]
+) -> Iterator[tuple[list[tuple[str, str, dict[str, int]]], Transfer, Move]]:
+    """What is to do: feature, part, bytes of its files; the count of what is done; and how to have files moved."""
+    todo = [(f, p, files) for f in want for p, files in want[f].items() if p not in have.get(f, {})]
+    transfer, began = Transfer(parts_there=sum(map(len, want.values())) - len(todo)), time.monotonic()
     sizes = {p: size for _, _, files in todo for p, size in files.items()}
     of, done = sum(sizes.values()), 0
     progress(0, of)
-
-    def moved(path: str, count: int) -> None:
-        nonlocal done
-        transfer.bytes += count
-        transfer.seconds = time.monotonic() - began
-        done += sizes[path]
-        progress(done, of)
-
     pool = ThreadPoolExecutor(TRANSFERS)
+
+    def move(action: Callable[[str], int], paths: Iterable[str]) -> None:
+        nonlocal done
+        paths = list(paths)
+        for path, count in zip(paths, pool.map(action, paths), strict=True):  # counted here, by one thread
+            transfer.bytes += count
+            transfer.seconds = time.monotonic() - began
+            done += sizes[path]
+            progress(done, of)
+
     try:
-        yield todo, transfer, moved, pool
+        yield todo, transfer, move
     except BaseException:
-        remote.stopped = True
+        remote.stopped = True  # threads stop with the first error
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -27,12 +27,13 @@ class Index:
         self,
         store: Path,
         spec: FeatureSpec,
+        part_names: Sequence[str],
         make_part: Callable[[Path, FeatureSpec, int, int], Part],
         known: Iterable[Ids] = (),
     ) -> None:
         self.spec = spec
         self.store = store
-        self.part_names = layout.committed(store, spec.name)
+        self.part_names = part_names
         paths = [layout.PartFiles(spec.name, name) for name in self.part_names]
         sizes, ids, self.first, self.num = read_rows([store / p.index for p in paths])
         #: Part number of each row.

@@ -6,7 +6,7 @@ view on the mapped file wherever one chunk holds it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -38,15 +38,19 @@ class Store:
         verify: bool = False,
         make_part: Callable[[Path, FeatureSpec, int, int], Part] | None = None,
         address: str | None = None,
+        parts: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         metadata.check_version(path)
         self.path = path
+        #: Names of the parts to show, by feature; None: what is committed when a feature is first touched.
+        self._parts = parts
         #: Where it is, for messages and records; of a store at a distance `path` is only the copy of its tables.
         self.address = address or str(path)
         group = layout.group_dir(path)
         # A feature that has parts but no spec is damaged, not absent: reading its spec says so.
         names = {p.parent.name for p in group.glob("*/zarr.json")}
         names |= {p.name for p in (path / "index").glob("*") if p.name not in names and layout.committed(path, p.name)}
+        names = names if parts is None else set(parts)
         #: FeatureSpec by name.
         self.features: dict[str, FeatureSpec] = {name: metadata.read_spec(path, name) for name in sorted(names)}
         self._indexes: dict[str, Index] = {}
@@ -140,7 +144,8 @@ class Store:
                 there = ", ".join(self.features) or "none"
                 raise KeyError(f"{self.address} has no feature {feature!r} (there: {there}); extract it first")
             known = [other.rows for other in self._indexes.values()]
-            index = self._indexes[feature] = Index(self.path, self.features[feature], self._make_part, known)
+            parts = layout.committed(self.path, feature) if self._parts is None else self._parts[feature]
+            index = self._indexes[feature] = Index(self.path, self.features[feature], parts, self._make_part, known)
         return index
 
     def num_frames(self, feature: str, id: str) -> int:

@@ -30,8 +30,8 @@ from typer.testing import CliRunner
 import featstore
 from cli.featstore import app
 from featstore import MIMI_GRID, FeatureSpec, FingerprintMismatch, StoreError, Utterance
+from featstore.remote import blocks as far_blocks
 from featstore.remote import client, transfer
-from featstore.remote import reader as remote_store
 from featstore.store import address, layout, lock
 from featstore.upkeep.verify import verify
 
@@ -208,6 +208,12 @@ def test_an_empty_endpoint_is_none(bucket: str, monkeypatch: pytest.MonkeyPatch)
     assert client.Remote(bucket).files() == {}
 
 
+def test_a_bucket_that_is_not_there_is_told_at_once(bucket: str) -> None:
+    with pytest.raises(StoreError, match=f"^{bucket}-no/store: no such bucket there; make it first") as caught:
+        featstore.open(f"{bucket}-no/store")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_panic_of_obstore_is_one_line() -> None:
     class PanicException(BaseException):
         """As pyo3 makes it."""
@@ -346,10 +352,11 @@ def test_verified_reading_checks_what_it_returns(
 def test_a_pull_killed_inside_a_file_goes_on(source: Path, bucket: str, tmp_path: Path) -> None:
     transfer.push(source, bucket)
     script = (
-        "import os, signal, sys; from featstore.remote import client, transfer; piece = client.Remote._piece; calls = []\n"
+        "import os, signal, sys; from featstore.remote import client, transfer; calls = []\n"
+        "receive = client.Remote._receive\n"
         "def dying(*a):\n    calls.append(1)\n"
-        "    if len(calls) == 9: os.kill(os.getpid(), signal.SIGKILL)\n    return piece(*a)\n"
-        "client.Remote._piece = dying; transfer.pull(sys.argv[1], sys.argv[2])"
+        "    if len(calls) == 9: os.kill(os.getpid(), signal.SIGKILL)\n    return receive(*a)\n"
+        "client.Remote._receive = dying; transfer.pull(sys.argv[1], sys.argv[2])"
     )
     done = subprocess.run([sys.executable, "-c", script, bucket, str(tmp_path / "copy")], capture_output=True)
     assert done.returncode == -signal.SIGKILL
@@ -391,10 +398,10 @@ def test_large_chunks_come_in_pieces(
 ) -> None:
     transfer.push(source, bucket)
     monkeypatch.setattr(client, "PIECE_BYTES", 700)
-    monkeypatch.setattr(remote_store.Blocks.read, "__defaults__", (512, lambda data: None))
+    monkeypatch.setattr(far_blocks.Blocks.read, "__defaults__", (512, lambda data: None))
     asked: list[int] = []
     piece, obstore = client.Remote._piece, pytest.importorskip("obstore")
-    get_ranges = obstore.get_ranges
+    get, get_ranges = obstore.get, obstore.get_ranges
 
     def ranges(store: object, path: str, *, starts: list[int], ends: list[int]) -> object:
         asked.append(sum(ends) - sum(starts))
@@ -405,10 +412,14 @@ def test_large_chunks_come_in_pieces(
     assert content(bucket) == content(source)
     far = featstore.open(bucket)
     assert [far.frames("mimi", id).tobytes() for id in far.ids] == content(source)["mimi"]
-    assert max(asked) <= 700
-    asked.clear()
-    transfer.pull(bucket, tmp_path / "copy")
     assert max(asked) == 700
+    asked.clear()
+    whole: list[str] = []
+    monkeypatch.setattr(obstore, "get", lambda store, path: whole.append(path) or get(store, path))
+    transfer.pull(bucket, tmp_path / "copy")
+    assert asked == [] and {path for path in whole if "/c/" in path} == {
+        path for path in transfer.local_files(source) if "/c/" in path
+    }
 
 
 def test_messages_and_runs_name_the_address(source: Path, bucket: str, tmp_path: Path) -> None:
@@ -451,8 +462,8 @@ def test_an_interrupted_pull_ends_what_is_under_way(
         result = CliRunner().invoke(app, ["pull", bucket, str(tmp_path / "copy")])
     assert result.exit_code == 130
     assert result.stderr == "interrupted: what was finished stays; the same command goes on\n"
-    with pytest.raises(StoreError, match="stopped"):  # a thread that is inside a piece
-        used[0]._piece("features.zarr/zarr.json", 0, 9)
+    with pytest.raises(StoreError, match="stopped"):  # a thread that is inside a file
+        used[0].download("features.zarr/zarr.json", tmp_path / "x", (source / layout.ROOT).stat().st_size, tmp_path)
     transfer.pull(bucket, tmp_path / "copy")
     assert content(tmp_path / "copy") == content(source)
 
@@ -473,8 +484,8 @@ def test_crops_are_fetched_once_and_kept_within_the_limit(
 ) -> None:
     transfer.push(source, bucket)
     near = featstore.open(source)
-    monkeypatch.setattr(remote_store, "BLOCK_BYTES", 512)
-    monkeypatch.setattr(remote_store.Blocks.read, "__defaults__", (512, lambda data: None))
+    monkeypatch.setattr(far_blocks, "BLOCK_BYTES", 512)
+    monkeypatch.setattr(far_blocks.Blocks.read, "__defaults__", (512, lambda data: None))
     far = featstore.open(bucket, cache_bytes=4096)
     fetched: list[int] = []
     ranges = client.Remote.ranges
