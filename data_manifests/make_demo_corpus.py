@@ -200,8 +200,6 @@ def _make_utterance(job: tuple[Speaker, int, Path]) -> dict[str, object]:
         "speaker": speaker.name,
         "split": speaker.split,
         "utt_id": path.stem,
-        "sex": speaker.sex,
-        "voice": speaker.voice,
         "text": sentence,
     }
 
@@ -259,6 +257,8 @@ def main() -> None:
     with multiprocessing.get_context("fork").Pool(args.workers, maxtasksperchild=1) as pool:
         rows = pool.map(_make_utterance, jobs, chunksize=1)
     _write_jsonl(args.out / "manifest.jsonl", rows)
+    facts = [{"speaker": s.name, "split": s.split, "sex": s.sex, "voice": s.voice} for s in speakers()]
+    _write_jsonl(args.out / "speakers.jsonl", facts)
     lines = trials([row for row in rows if row["split"] == "test"])
     (args.out / "trials.txt").write_text("\n".join(lines) + "\n", encoding="ascii")
 

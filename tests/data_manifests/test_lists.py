@@ -19,7 +19,7 @@ import pytest
 import soundfile
 
 from featstore.corpora import audio
-from featstore.corpora.manifest import check_disjoint, read_manifest
+from featstore.corpora.manifest import check_disjoint, ignored_keys, read_manifest
 from featstore.simulation.recipe import read_recipe
 from featstore.simulation.session import speech_and_overlap_s
 from featstore.types import Utterance
@@ -80,6 +80,7 @@ def test_ami_split() -> None:
 def test_demo_is_small_and_holds_what_its_manifests_name(
     utterances: list[Utterance], sessions: list[Utterance]
 ) -> None:
+    assert ignored_keys(DEMO / "manifest.jsonl") == ignored_keys(DEMO / "sessions.jsonl") == []
     files = {path for path in DEMO.rglob("*") if path.is_file()}
     assert sum(path.stat().st_size for path in files) < 6_000_000
     named = {Path(u.audio) for u in utterances + sessions}
@@ -93,7 +94,8 @@ def test_demo_speakers(utterances: list[Utterance]) -> None:
     speakers = {split: {u.speaker for u in utterances if u.split == split} for split in ("train", "dev", "test")}
     assert {split: len(found) for split, found in speakers.items()} == {"train": 28, "dev": 6, "test": 10}
     assert Counter(u.split for u in utterances) == {"train": 224, "dev": 48, "test": 100}
-    rows = [json.loads(line) for line in (DEMO / "manifest.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (DEMO / "speakers.jsonl").read_text().splitlines()]
+    assert {(r["speaker"], r["split"]) for r in rows} == {(u.speaker, u.split) for u in utterances}
     voices = {split: {r["voice"].split("+")[1] for r in rows if r["split"] == split} for split in speakers}
     assert all(not voices[a] & voices[b] for a, b in combinations(voices, 2))
 
