@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Container, Iterator
@@ -41,25 +42,69 @@ def export_hdf5(
 
     Raises
     ------
-    StoreError : not a store, or damaged. ValueError : the file exists.
+    StoreError : not a store, or damaged. ValueError : the file exists. OSError : no space, no permission; no file is left.
     """
     target = Path(path)
     if target.exists():
         raise ValueError(f"{target}: exists already; choose another name or remove it")
     source = Store(Path(store), verify=True)
     partial = target.with_name(target.name + ".partial")
-    of = sum(len(source.index(name).rows) for name in source.features)
     try:
-        with h5py.File(partial, "w", libver="v110") as file:
-            file.attrs["whowhen_hdf5"] = VERSION
-            text = [json.dumps(asdict(u), ensure_ascii=False) for u in store_utterances(source)]
-            file.create_dataset("utterances", data=text, dtype=h5py.string_dtype())
-            done = 0
-            for name, spec in source.features.items():
-                done = _export_feature(file.create_group(f"features/{name}"), source, spec, done, of, progress)
+        with _Sink(partial, "w+") as sink:
+
+            def going_on(done: int, of: int) -> None:
+                if sink.error:
+                    raise sink.error
+                progress(done, of)
+
+            try:
+                _export(source, sink, going_on)
+            finally:
+                if sink.error:
+                    raise OSError(sink.error.errno, sink.error.strerror, str(target)) from None
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+class _Sink(io.FileIO):
+    """The file under h5py. It never fails to be written: an HDF5 file that cannot be closed ends the process."""
+
+    #: What went wrong; nothing is written from then on.
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        try:
+            while left and not self.error:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def readinto(self, buffer: Any) -> int:
+        found = super().readinto(buffer) or 0
+        memoryview(buffer)[found:] = bytes(len(buffer) - found)  # HDF5 knows zeros for nothing of its own
+        return len(buffer)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            if not self.error:
+                return super().truncate(size)
+        except OSError as error:
+            self.error = error
+        return size or 0
+
+
+def _export(source: Store, sink: _Sink, progress: Callable[[int, int], None]) -> None:
+    of = sum(len(source.index(name).rows) for name in source.features)
+    with h5py.File(sink, "w", libver="v110") as file:
+        file.attrs["whowhen_hdf5"] = VERSION
+        text = [json.dumps(asdict(u), ensure_ascii=False) for u in store_utterances(source)]
+        file.create_dataset("utterances", data=text, dtype=h5py.string_dtype())
+        done = 0
+        for name, spec in source.features.items():
+            done = _export_feature(file.create_group(f"features/{name}"), source, spec, done, of, progress)
 
 
 def _export_feature(
