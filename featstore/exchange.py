@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -112,7 +112,9 @@ def import_hdf5(
             known = {u.id: u for u in map(_utterance, _texts(file, "utterances"))}
             features = _own(file, "features", h5py.Group)
             groups = {name: _own(features, name, h5py.Group) for name in features}
-            checked = {name: _check_feature(str(path), name, group) for name, group in groups.items()}
+            checked = {
+                name: _check_feature(f"{path}: feature {name!r}", name, group, known) for name, group in groups.items()
+            }
         except StoreError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, OSError, RuntimeError, OverflowError) as error:
@@ -133,22 +135,26 @@ def import_hdf5(
         return added
 
 
-def _check_feature(path: str, name: str, group: h5py.Group) -> tuple[FeatureSpec, list[str], np.ndarray]:
+def _check_feature(
+    what: str, name: str, group: h5py.Group, known: Container[str]
+) -> tuple[FeatureSpec, list[str], np.ndarray]:
     """Believe sizes only as far as the file itself is long: nothing is allocated for what it does not hold."""
     attributes = {"spec": json.loads(group.attrs["spec"]), "fingerprint": group.attrs["fingerprint"]}
-    spec = checked_spec(attributes, name, f"{path}: feature {name!r}")
+    spec = checked_spec(attributes, name, what)
     num, frames = (_own(group, key, h5py.Dataset) for key in ("num_frames", "frames"))
     if frames.ndim != 2 or frames.shape[1] != spec.dim or frames.dtype != np.dtype(spec.dtype):
-        raise StoreError(f"{path}: feature {name!r}: expected (frames, {spec.dim}) {spec.dtype}, found {frames}")
+        raise StoreError(f"{what}: expected (frames, {spec.dim}) {spec.dtype}, found {frames}")
     if not _whole(frames, frames.nbytes):
-        raise StoreError(f"{path}: feature {name!r}: frames are not stored whole")
+        raise StoreError(f"{what}: frames are not stored whole")
     if num.ndim != 1 or num.dtype.kind != "i" or not _whole(num, num.nbytes):
-        raise StoreError(f"{path}: feature {name!r}: num_frames is no stored list of whole numbers")
+        raise StoreError(f"{what}: num_frames is no stored list of whole numbers")
     counts, ids = num[:], list(_texts(group, "id"))
     if len(ids) != len(counts) or len(set(ids)) != len(ids):
-        raise StoreError(f"{path}: feature {name!r}: id and num_frames do not fit each other")
+        raise StoreError(f"{what}: id and num_frames do not fit each other")
+    if unknown := [id for id in ids if id not in known]:
+        raise StoreError(f"{what}: {unknown[0]!r} is no utterance of this file")
     if np.any(counts < 1) or np.any(counts > frames.shape[0]) or int(counts.sum()) != frames.shape[0]:
-        raise StoreError(f"{path}: feature {name!r}: num_frames do not add up to {frames.shape[0]} frames")
+        raise StoreError(f"{what}: num_frames do not add up to {frames.shape[0]} frames")
     return spec, ids, counts
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,20 +116,18 @@ def _write_array(folder: Path, name: str, pieces: Sequence[NDArray], chunk_bytes
     row_bytes = first.dtype.itemsize * first.shape[1]
     count = -(-rows * row_bytes // chunk_bytes) if chunk_bytes else 1
     chunk_rows = -(-rows // count)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        array = zarr.create_array(
-            store=str(folder),
-            name=name,
-            shape=(rows, first.shape[1]),
-            chunks=(chunk_rows, first.shape[1]),
-            dtype=first.dtype,
-            serializer=BytesCodec(endian="little"),
-            filters=None,
-            compressors=Crc32cCodec(),
-            fill_value=0,
-            config={"write_empty_chunks": True},
-        )
+    array = zarr.create_array(
+        store=str(folder),
+        name=name,
+        shape=(rows, first.shape[1]),
+        chunks=(chunk_rows, first.shape[1]),
+        dtype=first.dtype,
+        serializer=BytesCodec(endian="little"),
+        filters=None,
+        compressors=Crc32cCodec(),
+        fill_value=0,
+        config={"write_empty_chunks": True},
+    )
     crcs = {}
     ends = np.cumsum([len(piece) for piece in pieces])
     for i, start in enumerate(range(0, rows, chunk_rows)):

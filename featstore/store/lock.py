@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from featstore.store.layout import ROOT, StoreError
+
+#: How long to try. Plain `verify` holds the lock alone for a moment, to see whether anybody writes.
+PATIENCE_S = 0.5
 
 
 @contextmanager
@@ -36,10 +40,16 @@ def hold(store: Path, *, alone: bool = False) -> Iterator[None]:
 
 
 def _lock(file: BinaryIO, store: Path, alone: bool) -> None:
-    try:
-        fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        who = "something else is writing to it or repairing it" if alone else "it is being repaired or compacted"
-        raise StoreError(f"{store}: {who}; run this again when that is through") from None
-    except OSError:  # this disk has no locks
-        pass
+    began = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() - began < PATIENCE_S:
+                time.sleep(0.02)
+                continue
+            who = "something else is writing to it or repairing it" if alone else "it is being repaired or compacted"
+            raise StoreError(f"{store}: {who}; run this again when that is through") from None
+        except OSError:  # this disk has no locks
+            return
