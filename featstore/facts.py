@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 import featstore
-from featstore.remote.address import as_url
+from featstore.store.address import as_url
 from featstore.store.reader import Store
 
 

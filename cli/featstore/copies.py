@@ -71,7 +71,7 @@ def pull(
 
 
 def _address(url: str, example: str) -> str:
-    from featstore.remote.address import as_url
+    from featstore.store.address import as_url
 
     if (address := as_url(url)) is None:
         raise ValueError(f"{url}: expected an address, such as {example}")

@@ -9,7 +9,7 @@ import typer
 
 
 def _folder(store: Path) -> Path:
-    from featstore.remote.address import as_url
+    from featstore.store.address import as_url
 
     if url := as_url(store):
         raise typer.BadParameter(f"{url}: this takes a folder; copy it with: featstore pull {url} STORE")

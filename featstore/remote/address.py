@@ -1,5 +1,0 @@
-"""What is an address: see `featstore.store.address`."""
-
-from featstore.store.address import as_url
-
-__all__ = ["as_url"]
