@@ -19,6 +19,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from featstore.store.layout import StoreError
 from featstore.store.metadata import checked_spec
@@ -133,7 +134,9 @@ def import_hdf5(
         return added
 
 
-def _check_feature(path: str, name: str, group: h5py.Group) -> tuple[FeatureSpec, list[str], np.ndarray]:
+def _check_feature(
+    path: str, name: str, group: h5py.Group
+) -> tuple[FeatureSpec, list[str], NDArray[np.signedinteger[Any]]]:
     """Believe sizes only as far as the file itself is long: nothing is allocated for what it does not hold."""
     attributes = {"spec": json.loads(group.attrs["spec"]), "fingerprint": group.attrs["fingerprint"]}
     spec = checked_spec(attributes, name, f"{path}: feature {name!r}")

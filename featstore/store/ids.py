@@ -100,7 +100,8 @@ def _remainders(ids: pa.Array, modulus: int) -> NDArray[np.int32]:
         ends = np.frombuffer(bounds, np.int32, rows + 1, 4 * (ids.offset + at))
         begin, size = (ends[:-1] - ends[0]).astype(np.int64), np.diff(ends)
         data = bytes(memoryview(text)[ends[0] : ends[-1]]) + bytes(3) if text else bytes(3)
-        words: NDArray[np.uint32] = np.ndarray((len(data) - 3,), dtype="<u4", buffer=data, strides=(1,))  # four bytes from any one on
+        # Four bytes from any one on.
+        words: NDArray[np.uint32] = np.ndarray((len(data) - 3,), dtype="<u4", buffer=data, strides=(1,))
         rest = np.zeros(rows, dtype=np.uint64)
         whole = int(size.min()) // 4
         for k in range((int(size.max()) - 1) // 4, -1, -1):  # from the last word on: long division

@@ -126,7 +126,8 @@ def _merge(store: Store, index: Index, group: list[int]) -> None:
         # Sorts where its first part did, so utterances keep their order. An earlier merge's suffix goes: names stay short.
         first = re.sub(r"-m[0-9a-f]{8}$", "", index.part_names[group[0]])
         merged = f"{first}-m{urandom(4).hex()}"
-        facts: dict[str, dict[str, Any]] = {}  # from the tables just checked; those of another feature's parts may be damaged
+        # From the tables just checked; those of another feature's parts may be damaged.
+        facts: dict[str, dict[str, Any]] = {}
         for p in group:
             path = store.path / layout.PartFiles(name, index.part_names[p]).facts
             facts |= {row["id"]: row for row in read_table(path, layout.UTTERANCE_SCHEMA).to_pylist()}
