@@ -15,7 +15,7 @@ from trainers import kinds
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
-Kind = StrEnum("Kind", kinds.NAMES)
+Kind = StrEnum("Kind", kinds.NAMES)  # type: ignore[misc]  # mypy cannot see the names of a table
 
 
 class Protocol(StrEnum):

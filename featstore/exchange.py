@@ -20,6 +20,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from featstore.store.layout import StoreError
 from featstore.store.metadata import checked_spec
@@ -182,7 +183,7 @@ def import_hdf5(
 
 def _check_feature(
     what: str, name: str, group: h5py.Group, known: Container[str]
-) -> tuple[FeatureSpec, list[str], np.ndarray]:
+) -> tuple[FeatureSpec, list[str], NDArray[np.signedinteger[Any]]]:
     """Believe sizes only as far as the file itself is long: nothing is allocated for what it does not hold."""
     attributes = {"spec": json.loads(group.attrs["spec"]), "fingerprint": group.attrs["fingerprint"]}
     spec = checked_spec(attributes, name, what)

@@ -11,15 +11,22 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-
-#: Makes a class one of settings. Nothing is converted but whole numbers to floats, lists to tuples.
-settings = dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """Make a class one of settings. Nothing is converted but whole numbers to floats, lists to tuples."""
+    config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    return cast("type[T]", dataclass(frozen=True, config=config)(cls))  # by its hints another class comes back
+
+
 Count = Annotated[int, Field(ge=1)]
 WholeNumber = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -95,7 +102,7 @@ def make(cls: type[T], *sources: tuple[str, Mapping[str, Any]]) -> T:
         return cls(**values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = first["loc"][0] if first["loc"] else None
+        key = str(first["loc"][0]) if first["loc"] else ""
         places = {origin[key]} if key in origin else set(origin.values())
         raise ConfigError((places.pop() if len(places) == 1 else "") + _sentence(cls, first, values)) from None
 
@@ -103,7 +110,7 @@ def make(cls: type[T], *sources: tuple[str, Mapping[str, Any]]) -> T:
 def table(cls: type) -> str:
     """Every setting of `cls` in a line: key=default, what it may be, what it means."""
     rows = []
-    for key, field in cls.__pydantic_fields__.items():
+    for key, field in _fields(cls).items():
         left = key if field.is_required() else f"{key}={_text(field.get_default(call_default_factory=True))}"
         expected = ", ".join(filter(None, (_spoken(_schema(cls, key)), _range(_schema(cls, key)))))
         rows.append((left, expected, field.description or ""))
@@ -111,8 +118,14 @@ def table(cls: type) -> str:
     return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in rows)
 
 
+def _fields(cls: Any) -> dict[str, FieldInfo]:
+    """What a class of `settings` is made of."""
+    fields: dict[str, FieldInfo] = cls.__pydantic_fields__
+    return fields
+
+
 def _check_known(cls: type, key: str, place: str) -> None:
-    names = list(cls.__pydantic_fields__)
+    names = list(_fields(cls))
     if key not in names:
         near = difflib.get_close_matches(key, names, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
@@ -124,12 +137,14 @@ def _check_known(cls: type, key: str, place: str) -> None:
 
 @cache
 def _schemas(cls: type) -> dict[str, Any]:
-    return TypeAdapter(cls).json_schema()["properties"]
+    properties: dict[str, Any] = TypeAdapter(cls).json_schema()["properties"]
+    return properties
 
 
 def _schema(cls: type, key: str) -> dict[str, Any]:
-    found = _schemas(cls)[key]
-    return found["anyOf"][0] if "anyOf" in found else found  # the second is that of None
+    found: dict[str, Any] = _schemas(cls)[key]
+    schema: dict[str, Any] = found["anyOf"][0] if "anyOf" in found else found  # the second is that of None
+    return schema
 
 
 def _sentence(cls: type, error: Mapping[str, Any], values: Mapping[str, Any]) -> str:
@@ -153,7 +168,7 @@ def _sentence(cls: type, error: Mapping[str, Any], values: Mapping[str, Any]) ->
 def _spoken(schema: Mapping[str, Any]) -> str:
     """The type: "a whole number", "one of float32, bf16", …"""
     if "const" in schema:
-        return schema["const"]
+        return str(schema["const"])
     if "enum" in schema:
         return f"one of {', '.join(filter(None, schema['enum']))}"
     if "prefixItems" in schema:

@@ -133,7 +133,7 @@ def check_bad_input_is_refused(extractor: Extractor) -> None:
         except ValueError as error:
             says = str(error)
         _holds(says is not None, f"a wave that is {what}: expected a ValueError, found frames")
-        _holds(bool(says) and "\n" not in says, f"a wave that is {what}: expected one line, found {says!r}")
+        _holds(says and "\n" not in says, f"a wave that is {what}: expected one line, found {says!r}")
 
 
 def _holds(holds: object, otherwise: str) -> None:

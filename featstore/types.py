@@ -18,6 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 _FEATURE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _MAX_ID_CHARS = 1024
 
+#: Frames as a store holds them, (frames, dim).
+Frames = NDArray[np.float16 | np.float32]
+
 #: Times within a billionth of a frame of a frame's centre are on it: 0.12 / 0.08 is not 1.5 in binary.
 FRAME_TOLERANCE = 1e-9
 

@@ -17,7 +17,7 @@ from cli.progress import Bar, bar
 
 if TYPE_CHECKING:
     from featstore.extractors import Extractor
-    from featstore.jobs.extract import Result
+    from featstore.jobs.result import Result
     from featstore.types import FeatureSpec, Utterance
 
 

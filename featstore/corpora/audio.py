@@ -83,7 +83,8 @@ def duration_s(name: str) -> float:
 
     def read() -> float:
         with _open(name) as file:
-            return file.frames / file.samplerate
+            seconds: float = file.frames / file.samplerate
+            return seconds
 
     return _twice(name, read)
 

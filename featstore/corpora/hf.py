@@ -71,21 +71,23 @@ def audio_bytes(reference: str) -> bytes:
     row, split = int(query.pop("row")), query.pop("split")
     data = _splits(query.get("path", ""), query.get("config", ""), query.get("wanted", ""))[split]
     audio = data[row]["audio"] or {}
-    if audio.get("bytes"):
-        return audio["bytes"]
+    held: bytes | None = audio.get("bytes")
+    if held:
+        return held
     where = f"dataset {query.get('path')!r}, split {split!r}, row {row}"
     if not audio.get("path"):
         raise ValueError(f"{where}: holds no audio")
     roots = _roots(query.get("path", ""))
-    files = [file for root in roots if (file := (root / audio["path"]).resolve()).is_relative_to(root)]
+    files = [file for root in roots if (file := Path(root, audio["path"]).resolve()).is_relative_to(root)]
     if not files:
         raise ValueError(
             f"{where}: its audio {audio['path']} is outside of {' and '.join(map(str, roots))}; not read. Save the "
             "dataset with its audio in it (save_to_disk), or make a JSONL manifest"
         )
-    if not (file := next((f for f in files if f.is_file()), None)):
+    there = [file for file in files if file.is_file()]
+    if not there:
         raise ValueError(f"{where}: its audio {audio['path']} is not there")
-    return file.read_bytes()
+    return there[0].read_bytes()
 
 
 def _roots(path: str) -> list[Path]:

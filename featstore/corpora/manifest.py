@@ -211,9 +211,10 @@ def check_disjoint(utterances: Iterable[Utterance], by: str = "recording") -> No
     """
     splits: dict[str, set[str]] = {}
     for u in utterances:
-        values = {t.speaker for t in u.turns} or {u.speaker} if by == "speaker" else {u.recording}
-        for value in values - {None}:
-            splits.setdefault(value, set()).add(u.split)
+        values: set[str | None] = {t.speaker for t in u.turns} or {u.speaker} if by == "speaker" else {u.recording}
+        for value in values:
+            if value is not None:
+                splits.setdefault(value, set()).add(u.split)
     shared = {value: found for value, found in splits.items() if len(found) > 1}
     if shared:
         value, found = next(iter(sorted(shared.items())))

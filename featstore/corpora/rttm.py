@@ -48,7 +48,10 @@ def read_columns(
     odd: dict[str, list[int]] = {}
     table: dict[str, tuple[list[float], list[float], list[str]]] = {}
     channels: dict[str, set[str]] = {}
-    recording, starts, ends, names = None, [], [], []
+    recording: str | None = None
+    starts: list[float] = []
+    ends: list[float] = []
+    names: list[str] = []
     for number, line in enumerate(lines(path), 1):
         fields = line.split()
         if not fields or fields[0].startswith(";"):

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from featstore.types import FeatureSpec
 
@@ -39,7 +39,7 @@ class Extractor(Protocol):
 
     spec: FeatureSpec
 
-    def extract(self, waves: Sequence[NDArray]) -> list[NDArray]:
+    def extract(self, waves: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Frames of every wave, in order.
 
         Parameters
@@ -109,27 +109,27 @@ def _check_settings(name: str, factory: Callable[..., Extractor], settings: dict
         raise ExtractorError(f"extractor {name!r} does not take these settings: {why}") from None
 
 
-def checked_wave(wave: NDArray, spec: FeatureSpec) -> NDArray[np.float32]:
+def checked_wave(wave: ArrayLike, spec: FeatureSpec) -> NDArray[np.float32]:
     """`wave` as contiguous float32, or a clear refusal.
 
     Raises
     ------
     ExtractorError : empty, not one-dimensional, not a real number, NaN or infinite.
     """
-    wave = np.asarray(wave)
+    found = np.asarray(wave)
     wants = f"feature {spec.name!r}: expected a wave of shape (samples,), finite, at {spec.sample_rate_hz} Hz"
-    if wave.ndim != 1 or wave.dtype.kind not in "fiu":
-        raise ExtractorError(f"{wants}; found {wave.dtype} of shape {wave.shape}")
-    if wave.size == 0:
+    if found.ndim != 1 or found.dtype.kind not in "fiu":
+        raise ExtractorError(f"{wants}; found {found.dtype} of shape {found.shape}")
+    if found.size == 0:
         raise ExtractorError(f"{wants}; found no samples")
-    wave = np.ascontiguousarray(wave, dtype=np.float32)
-    if not np.isfinite(wave).all():
-        bad = int(np.flatnonzero(~np.isfinite(wave))[0])
-        raise ExtractorError(f"{wants}; found {wave[bad]} at sample {bad} ({bad / spec.sample_rate_hz:.3f} s)")
-    return wave
+    samples = np.ascontiguousarray(found, dtype=np.float32)
+    if not np.isfinite(samples).all():
+        bad = int(np.flatnonzero(~np.isfinite(samples))[0])
+        raise ExtractorError(f"{wants}; found {samples[bad]} at sample {bad} ({bad / spec.sample_rate_hz:.3f} s)")
+    return samples
 
 
-def checked_frames(frames: NDArray, spec: FeatureSpec) -> NDArray[np.float32]:
+def checked_frames(frames: NDArray[np.float32], spec: FeatureSpec) -> NDArray[np.float32]:
     """`frames` if they are finite, else a clear refusal: nothing that is not a number goes into a store.
 
     Raises
@@ -150,7 +150,8 @@ def _third_party() -> dict[str, EntryPoint]:
 def _factory(name: str) -> Callable[..., Extractor]:
     if name in _BUILT_IN:
         module, factory, _ = _BUILT_IN[name]
-        return getattr(importlib.import_module(module), factory)
+        made: Callable[..., Extractor] = getattr(importlib.import_module(module), factory)
+        return made
     points = _third_party()
     if name not in points:
         raise ExtractorError(
@@ -158,6 +159,7 @@ def _factory(name: str) -> Callable[..., Extractor]:
             f"entry point in the group {GROUP!r}"
         )
     try:
-        return points[name].load()
+        made = points[name].load()
     except (ImportError, AttributeError) as error:
         raise ExtractorError(f"extractor {name!r} ({points[name].value}) cannot be loaded: {error}") from error
+    return made

@@ -15,7 +15,8 @@ from featstore.extractors import ExtractorError
 #: On a CPU, for encoders that take a wave a thread: seconds of audio a batch, so that some waves share the cores; half
 #: a minute of work for one slow core.
 SIDE_BY_SIDE_S = 180.0
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 #: Half precision is used on its own accord only where every frame keeps this cosine to float32's.
@@ -61,7 +62,7 @@ def choose_device(name: str) -> torch.device:
     return chosen
 
 
-def choose_precision(wanted: str, device: torch.device, encode: Callable[[str], NDArray]) -> str:
+def choose_precision(wanted: str, device: torch.device, encode: Callable[[str], NDArray[np.float32]]) -> str:
     """The precision to run in.
 
     Parameters
@@ -111,7 +112,7 @@ def each(function: Callable[[A], B], items: Sequence[A], device: torch.device) -
         torch.set_num_threads(threads)
 
 
-def agreement(expected: NDArray, found: NDArray) -> float:
+def agreement(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
     """The smallest cosine between equal frames of two ``(frames, dim)`` arrays; -1 if `found` is not finite."""
     if not np.isfinite(found).all():
         return -1.0

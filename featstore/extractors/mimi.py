@@ -148,7 +148,8 @@ def load_mimi(source: sources.Source) -> tuple[MimiModel, str]:
 
 
 def _drop_decoder(model: MimiModel) -> None:
-    model.decoder = model.decoder_transformer = model.upsample = model.quantizer = None
+    for part in ("decoder", "decoder_transformer", "upsample", "quantizer"):
+        setattr(model, part, None)
 
 
 class MimiExtractor:
@@ -188,12 +189,12 @@ class MimiExtractor:
             settings={"weights": source.label, "precision": chosen},
         )
 
-    def extract(self, waves: Sequence[NDArray]) -> list[NDArray]:
+    def extract(self, waves: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """See `featstore.extractors.Extractor.extract`: each ``(samples,)`` → ``(ceil(samples / 1920), 512)``."""
         waves = [checked_wave(wave, self.spec) for wave in waves]
         return [checked_frames(frames, self.spec) for frames in self._encode(waves)]
 
-    def _probe(self, precision: str) -> NDArray:
+    def _probe(self, precision: str) -> NDArray[np.float32]:
         # On a copy: going to half precision and back would cost the weights their low bits.
         exact, self._model = self._model, copy.deepcopy(self._model).to(PRECISIONS[precision])
         try:
@@ -202,13 +203,13 @@ class MimiExtractor:
             self._model = exact
             self._spare.clear()
 
-    def _encode(self, waves: list[NDArray]) -> list[NDArray]:
+    def _encode(self, waves: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         from moshi.utils.compile import no_cuda_graph
 
         with torch.inference_mode(), uncompiled(), no_cuda_graph():
             if self._device.type != "cuda":
                 return each(self._alone, waves, self._device)
-            frames: list[NDArray | None] = [None] * len(waves)
+            frames: list[NDArray[np.float32] | None] = [None] * len(waves)
             for length, batch in _buckets([len(wave) for wave in waves], PIECE_FRAMES["cuda"] * FRAME_SAMPLES):
                 # Always the same shape for a length: a wave's frames do not depend on the waves beside it.
                 rows = np.zeros((BATCH_FRAMES * FRAME_SAMPLES // length, length), dtype=np.float32)
@@ -219,7 +220,7 @@ class MimiExtractor:
                     frames[index] = row[: _num_frames(waves[index])].copy()
             return [self._alone(wave) if got is None else got for wave, got in zip(waves, frames, strict=True)]
 
-    def _alone(self, wave: NDArray) -> NDArray:
+    def _alone(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
         """One wave through a model of this thread's own: moshi keeps the streaming state in its modules."""
         try:
             model = self._spare.pop()
@@ -232,18 +233,19 @@ class MimiExtractor:
             self._spare.append(model)
 
 
-def _latent(model: MimiModel, rows: NDArray) -> NDArray:
+def _latent(model: MimiModel, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """``(batch, samples)`` → ``(batch, frames, 512)`` float32, samples a multiple of a frame."""
     param = next(model.parameters())
     x = torch.from_numpy(rows)[:, None].to(param.device, param.dtype)
-    return model.encode_to_latent(x, quantize=False).transpose(1, 2).float().cpu().numpy()
+    latent: torch.Tensor = model.encode_to_latent(x, quantize=False)
+    return latent.transpose(1, 2).float().cpu().numpy()
 
 
-def _stream(model: MimiModel, wave: NDArray, piece_frames: int) -> NDArray:
+def _stream(model: MimiModel, wave: NDArray[np.float32], piece_frames: int) -> NDArray[np.float32]:
     """``(samples,)`` → ``(frames, 512)``, in pieces through the streaming state where it is longer than one."""
     num_frames, step = _num_frames(wave), piece_frames * FRAME_SAMPLES
     if num_frames <= piece_frames:
-        return _latent(model, _filled(wave)[None])[0]
+        return _latent(model, _filled(wave)[None]).squeeze(0)
     frames = np.empty((num_frames, DIM), dtype=np.float32)
     with model.streaming(1):
         _widen_caches(model, piece_frames)
@@ -253,11 +255,11 @@ def _stream(model: MimiModel, wave: NDArray, piece_frames: int) -> NDArray:
     return frames
 
 
-def _num_frames(wave: NDArray) -> int:
+def _num_frames(wave: NDArray[np.float32]) -> int:
     return math.ceil(len(wave) / FRAME_SAMPLES)
 
 
-def _filled(wave: NDArray) -> NDArray:
+def _filled(wave: NDArray[np.float32]) -> NDArray[np.float32]:
     """`wave` with zeros up to a whole number of frames."""
     return np.pad(wave, (0, -len(wave) % FRAME_SAMPLES))
 
@@ -284,9 +286,11 @@ def _widen_caches(model: MimiModel, piece_frames: int) -> None:
     from moshi.modules.transformer import RingKVCache, StreamingMultiheadAttention
 
     steps = piece_frames * round(model.encoder_frame_rate / model.frame_rate)
+    assert model.encoder_transformer is not None  # Mimi has one
     for module in model.encoder_transformer.modules():
         if isinstance(module, StreamingMultiheadAttention):
             state = module._streaming_state
+            assert state is not None and state.kv_cache is not None  # it streams, and attends to itself
             ring = state.kv_cache.cache
             _, batch, heads, capacity, dim = ring.shape
             state.kv_cache = RingKVCache(batch, heads, dim, capacity + steps - 1, device=ring.device, dtype=ring.dtype)

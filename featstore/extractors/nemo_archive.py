@@ -61,7 +61,9 @@ def _read_members(path: Path) -> dict[str, bytes]:
                 raise ValueError(f"{name} has {member.size} bytes, expected at most {_MAX_BYTES[name]}")
             if name in parts:
                 raise ValueError(f"{name} is in it twice")
-            parts[name] = archive.extractfile(member).read()
+            file = archive.extractfile(member)
+            assert file is not None  # the member is a file
+            parts[name] = file.read()
     for name in _MAX_BYTES:
         if name not in parts:
             raise ValueError(f"expected a member {name}, found none")
@@ -87,6 +89,7 @@ def _parse_config(text: bytes) -> dict[str, Any]:
         resolved = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"{_CONFIG}: {str(error).splitlines()[0]}") from None
+    assert isinstance(resolved, dict)  # as it was before
     # Once more: an interpolation may have put a value where none was seen.
     check_config(resolved)
     _check_targets(resolved)

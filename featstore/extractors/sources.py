@@ -23,7 +23,7 @@ class WeightsError(ExtractorError):
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed ``--weights``: a file (`path`) or a seed (`seed`).
+    """A parsed ``--weights``: a file (`path`), or else a seed (`seed`).
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class Source:
 
     label: str
     path: Path | None = None
-    seed: int | None = None
+    seed: int = 0
     full: bool = False
 
 

@@ -99,7 +99,7 @@ class TitaNetExtractor:
             | ({"mode": mode} if mode != "exact" else {}),
         )
 
-    def extract(self, waves: Sequence[NDArray]) -> list[NDArray]:
+    def extract(self, waves: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """See `featstore.extractors.Extractor.extract`: each ``(samples,)`` → ``(ceil(samples / 1280), 192)``."""
         waves = [checked_wave(wave, self.spec) for wave in waves]
         if self._mode == "dense":
@@ -108,7 +108,7 @@ class TitaNetExtractor:
             found = [self._embed(wave, self._precision) for wave in waves]
         return [checked_frames(frames, self.spec) for frames in found]
 
-    def _embed(self, wave: NDArray, precision: str) -> NDArray:
+    def _embed(self, wave: NDArray[np.float32], precision: str) -> NDArray[np.float32]:
         num_frames = math.ceil(len(wave) / windows.FRAME_SAMPLES)
         computed = range(0, num_frames, self._hop)
         with torch.inference_mode():
@@ -118,9 +118,9 @@ class TitaNetExtractor:
             else:
                 batch = BATCH_WINDOWS[self._device.type]
                 found = windows.embed_windows(signal, computed, self._log_mel, net, batch)
-        found = found.cpu().numpy()
-        nearest = np.ceil(np.arange(num_frames) / self._hop - 0.5).astype(np.int64)
-        return found[np.minimum(nearest, len(found) - 1)]
+        frames: NDArray[np.float32] = found.cpu().numpy()
+        nearest = np.ceil(np.arange(num_frames) / self._hop - 0.5).clip(max=len(frames) - 1)
+        return frames[nearest.astype(np.int64)]
 
     def _net(self, precision: str) -> WindowNet:
         if precision not in self._nets:
@@ -128,7 +128,7 @@ class TitaNetExtractor:
             self._nets[precision] = copy.deepcopy(self._nets["float32"]).to(PRECISIONS[precision])
         return self._nets[precision]
 
-    def _probe(self, precision: str) -> NDArray:
+    def _probe(self, precision: str) -> NDArray[np.float32]:
         return self._embed(probe_wave(windows.SAMPLE_RATE_HZ), precision)
 
 

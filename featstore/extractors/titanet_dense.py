@@ -52,8 +52,7 @@ def _margin(net: WindowNet) -> int:
     Half a window for the normalisation, each block's average, the attention's context and the pooling; half of every
     kernel.
     """
-    kernels = sum(weight.shape[-1] // 2 for block in net.blocks for weight in block.depthwise)
-    return (len(net.blocks) + 3) * _WINDOW // 2 + kernels
+    return (len(net.blocks) + 3) * _WINDOW // 2 + net.half_kernels
 
 
 def _stretch(mel: Tensor, centres: Tensor, net: WindowNet) -> Tensor:
@@ -75,7 +74,8 @@ def _stretch(mel: Tensor, centres: Tensor, net: WindowNet) -> Tensor:
     score = pool.score(hidden).float()
     attention = (score - score.amax(0)).clamp_(min=_FLOOR).exp_()
     pooled = torch.cat(_moments(wide, attention, *_reach(centres, len(mel)), pool.eps), dim=1)
-    return net.embed(pooled.to(dtype)).float()
+    embedding: Tensor = net.embed(pooled.to(dtype))
+    return embedding.float()
 
 
 def _reach(centres: Tensor, frames: int) -> tuple[Tensor, Tensor]:

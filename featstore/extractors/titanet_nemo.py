@@ -124,13 +124,14 @@ def load_titanet(source: sources.Source) -> tuple[EncDecSpeakerLabelModel, str]:
         weights_of.randomise(model, source.seed)
         return model, weights_of.state_sha256(model.state_dict())
 
+    own: dict[str, Any] | None
     if source.path.suffix == ".nemo":
         from featstore.extractors.nemo_archive import read_nemo
 
-        state, config = read_nemo(source.path)
+        state, own = read_nemo(source.path)
     else:
-        state, config = weights_of.read_safetensors(source.path)
-    config = _safe_config(config or TITANET_FULL, source.path.name)
+        state, own = weights_of.read_safetensors(source.path)
+    config = _safe_config(own or TITANET_FULL, source.path.name)
     try:
         with torch.device("meta"):
             outline = build_titanet(config)
@@ -156,7 +157,9 @@ def _safe_config(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     safe: dict[str, Any] = {"sample_rate": SAMPLE_RATE_HZ}
     for section, kind in kinds.items():
         values = config.get(section)
-        found = str(values.get("_target_", "")).rpartition(".")[2] if isinstance(values, Mapping) else None
+        if not isinstance(values, Mapping):
+            values = {}
+        found = str(values.get("_target_", "")).rpartition(".")[2]
         if found != kind:
             raise sources.WeightsError(f"{name}: {section}: expected a TitaNet's {kind}, found {found or 'nothing'}")
         safe[section] = {**values, "_target_": f"nemo.collections.asr.modules.{kind}"}

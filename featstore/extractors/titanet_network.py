@@ -15,6 +15,8 @@ from torch.nn import functional
 
 if TYPE_CHECKING:
     from nemo.collections.asr.models import EncDecSpeakerLabelModel
+    from nemo.collections.asr.parts.submodules.jasper import JasperBlock
+    from nemo.collections.asr.parts.submodules.tdnn_attention import AttentivePoolLayer
     from torch import Tensor
 
 
@@ -23,7 +25,10 @@ class WindowNet(torch.nn.Module):
 
     def __init__(self, model: EncDecSpeakerLabelModel) -> None:
         super().__init__()
-        self.blocks = torch.nn.ModuleList(_Block(block) for block in model.encoder.encoder)
+        blocks = [_Block(block) for block in model.encoder.encoder]
+        self.blocks = torch.nn.ModuleList(blocks)
+        #: Half of every kernel: how many frames the convolutions look to each side.
+        self.half_kernels: int = sum(weight.shape[-1] // 2 for block in blocks for weight in block.depthwise)
         self.pool = _AttentivePool(model.decoder._pooling)
         if len(model.decoder.emb_layers) != 1:
             raise ValueError(f"decoder: expected one embedding layer, found {len(model.decoder.emb_layers)}")
@@ -45,7 +50,8 @@ class WindowNet(torch.nn.Module):
         ``(windows, 192)`` float32.
         """
         dtype = self.embed.weight.dtype
-        mask, count = None, mel.shape[1]
+        mask: Tensor | None = None
+        count: Tensor | int = mel.shape[1]
         if frames is not None:
             mask = (torch.arange(mel.shape[1], device=mel.device) < frames[:, None])[..., None]
             count = frames[:, None]
@@ -55,13 +61,14 @@ class WindowNet(torch.nn.Module):
         x = ((mel - mean[:, None]) / deviation[:, None]).to(dtype)
         for block in self.blocks:
             x = block(x, mask, lambda out: out.mean(1, keepdim=True) if mask is None else _masked_mean(out, mask))
-        return self.embed(self.pool(x, mask)).float()
+        embedding: Tensor = self.embed(self.pool(x, mask))
+        return embedding.float()
 
 
 class _Block(torch.nn.Module):
     """NeMo's JasperBlock: separable convolutions with batch norm, squeeze-and-excite, maybe a residual."""
 
-    def __init__(self, block: torch.nn.Module) -> None:
+    def __init__(self, block: JasperBlock) -> None:
         super().__init__()
         kinds = [type(part).__name__ for part in block.mconv]
         one = ["MaskedConv1d", "MaskedConv1d", "BatchNorm1d"]
@@ -107,7 +114,7 @@ class _Block(torch.nn.Module):
 class _AttentivePool(torch.nn.Module):
     """NeMo's AttentivePoolLayer: mean and deviation over frames, weighted by attention per channel."""
 
-    def __init__(self, pool: torch.nn.Module) -> None:
+    def __init__(self, pool: AttentivePoolLayer) -> None:
         super().__init__()
         if type(pool).__name__ != "AttentivePoolLayer":
             raise ValueError(f"decoder: expected pool_mode attention, found {type(pool).__name__}")
@@ -122,7 +129,7 @@ class _AttentivePool(torch.nn.Module):
         scale, shift = _affine(tdnn.bn)
         self.scale, self.shift = _frozen(scale), _frozen(shift)
         self.score = _linear(score.weight[..., 0], score.bias)
-        self.eps = pool.eps
+        self.eps: float = pool.eps
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """``(windows, frames, channels)`` → ``(windows, 2 * channels)``."""
@@ -168,6 +175,8 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> torch.nn.Linear:
 
 def _affine(norm: torch.nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
     """Batch norm in eval mode as scale and shift."""
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("batch norm: expected running statistics, found none")
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     return scale, norm.bias - norm.running_mean * scale
 

@@ -34,6 +34,9 @@ _MEL_CHUNK = 8192
 class LogMel(torch.nn.Module):
     """NeMo's log-mel spectrogram (pre-emphasis, Hann window, power, mel bank, log) with its own window and bank."""
 
+    window: Tensor
+    bank: Tensor
+
     def __init__(self, model: EncDecSpeakerLabelModel) -> None:
         super().__init__()
         featurizer = model.preprocessor.featurizer
@@ -131,12 +134,14 @@ def _first_frames(heads: Tensor, log_mel: LogMel) -> Tensor:
     heads = log_mel.emphasise(heads)
     first = functional.pad(heads[:, :_REACH], (_REACH, 0))
     second = functional.pad(heads, (_REACH - _HOP, 0))
-    return log_mel(torch.stack([first, second], dim=1))
+    mel: Tensor = log_mel(torch.stack([first, second], dim=1))
+    return mel
 
 
 def _last_frame(tails: Tensor, log_mel: LogMel) -> Tensor:
     """The spectrogram frame that reaches past its window: emphasised ``(n, 360)`` → ``(n, mels)``."""
-    return log_mel(functional.pad(tails, (0, _REACH - _HOP)))
+    mel: Tensor = log_mel(functional.pad(tails, (0, _REACH - _HOP)))
+    return mel
 
 
 def _cut_windows(
@@ -153,4 +158,5 @@ def _cut_windows(
         if end < len(wave):
             row[count - 1] = _last_frame(emphasised[None, end - _HOP - _REACH : end], log_mel)[0]
         frames.append(count)
-    return net(windows, torch.tensor(frames, device=wave.device))
+    embeddings: Tensor = net(windows, torch.tensor(frames, device=wave.device))
+    return embeddings

@@ -59,8 +59,8 @@ def unfinished(
         batches = share(plan(list(pool.map(_with_duration, utterances)), batch_s), *shard)
     todo = [batch for batch in batches if any(u.id in missing for u in batch)]
     result.asked = sum(len(batch) for batch in batches)
-    there = [u for batch in batches for u in batch if u.id not in missing]
-    result.skipped, result.changed = len(there), _changed(store, there)
+    skipped = [u for batch in batches for u in batch if u.id not in missing]
+    result.skipped, result.changed = len(skipped), _changed(store, skipped)
     result.total_s = sum(u.duration_s for batch in todo for u in batch)
     return todo
 

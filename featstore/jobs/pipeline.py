@@ -15,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 from numpy.typing import NDArray
 
 from featstore.corpora import audio
@@ -35,6 +36,9 @@ _NO_FILE = {
     None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
 }  # fmt: skip
 
+#: Samples, and the seconds that decoding them took.
+_Decoded = tuple[NDArray[np.float32], float]
+
 
 class Pipeline:
     """One extractor, one writer to a store, and what works beside them; a context manager.
@@ -52,7 +56,7 @@ class Pipeline:
         self._extractor = extractor
         self._failures = failures.Failures(Path(store), extractor.spec.name)
         self._decoding, self._writing = ThreadPoolExecutor(max(1, workers)), ThreadPoolExecutor(1)
-        self._waiting: deque[tuple[list[Utterance], Container[str], list[Future[tuple[NDArray, float]]]]] = deque()
+        self._waiting: deque[tuple[list[Utterance], Container[str], list[Future[_Decoded]]]] = deque()
         self._written: deque[Future[None]] = deque()
         self._since_s = math.nan  # when the oldest work that is not committed yet began
 
@@ -155,7 +159,9 @@ class Pipeline:
             self._since_s = time.monotonic()
         return due
 
-    def _encode(self, batch: list[Utterance], waves: list[NDArray], wanted: Container[str]) -> list[NDArray | None]:
+    def _encode(
+        self, batch: list[Utterance], waves: list[NDArray[np.float32]], wanted: Container[str]
+    ) -> list[NDArray[np.float32] | None]:
         """Frames of a batch; where the extractor refuses it, of each utterance alone, to find the one at fault."""
         try:
             return list(self._extractor.extract(waves))
@@ -165,7 +171,7 @@ class Pipeline:
                 return [None]
         return [f for u, w in zip(batch, waves, strict=True) for f in self._encode([u], [w], wanted)]
 
-    def _write(self, batch: list[tuple[Utterance, NDArray]], commit: bool) -> None:
+    def _write(self, batch: list[tuple[Utterance, NDArray[np.float32]]], commit: bool) -> None:
         began = time.monotonic()
         for utterance, frames in batch:
             try:
@@ -190,6 +196,6 @@ class Pipeline:
         self.result.busy_s[stage] = self.result.busy_s.get(stage, 0.0) + seconds
 
 
-def _load(utterance: Utterance, rate_hz: int) -> tuple[NDArray, float]:
+def _load(utterance: Utterance, rate_hz: int) -> _Decoded:
     began = time.monotonic()
     return audio.load(utterance, rate_hz), time.monotonic() - began

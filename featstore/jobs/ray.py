@@ -6,6 +6,7 @@ that is lost with its machine costs what it had not committed: those batches go 
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -109,11 +110,17 @@ def _connected(address: str | None) -> Iterator[Any]:
         yield ray
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    settings = {"include_dashboard": False, "object_store_memory": 100 << 20} if address == "local" else {}
-    if address != "local":
+    own = address == "local"
+    if not own:
         _ask(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(address, log_to_driver=False, logging_level="ERROR", **settings)
+    ray.init(
+        address,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        include_dashboard=False if own else None,
+        object_store_memory=100 << 20 if own else None,
+    )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own there, which commits nothing
     try:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featstore.files import write_atomically
 from featstore.remote.blocks import Blocks
@@ -21,7 +20,7 @@ from featstore.store.layout import StoreError
 from featstore.store.metadata import read_seal
 from featstore.store.part import Part, check_chunk
 from featstore.store.reader import Store
-from featstore.types import FeatureSpec
+from featstore.types import FeatureSpec, Frames
 
 #: What the cache of blocks may hold.
 CACHE_BYTES = 512 << 20
@@ -96,7 +95,7 @@ class RemotePart(Part):
         self._remote_folder = folder.relative_to(store).as_posix()
         self._store, self._blocks = store, blocks
 
-    def rows(self, start: int, stop: int) -> NDArray:
+    def rows(self, start: int, stop: int) -> Frames:
         """See `Part.rows`."""
         kind = np.dtype(self._spec.dtype).newbyteorder("<")
         row_bytes = self._spec.dim * kind.itemsize
@@ -109,8 +108,11 @@ class RemotePart(Part):
             begin, end = max(start - i * size, 0), min(stop - i * size, size)
             path = f"{self._remote_folder}/{layout.chunk('frames', i)}"
             whole = self._size(path, size * row_bytes + layout.CRC_BYTES)
-            options = {"block_bytes": whole, "check": partial(self._check, path)} if self._verify else {}
-            pieces.append(self._blocks.read(path, begin * row_bytes, end * row_bytes, **options))
+            span = begin * row_bytes, end * row_bytes
+            if self._verify:
+                pieces.append(self._blocks.read(path, *span, block_bytes=whole, check=partial(self._check, path)))
+            else:
+                pieces.append(self._blocks.read(path, *span))
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return np.frombuffer(data, dtype=kind).reshape(stop - start, self._spec.dim)
 
@@ -140,7 +142,7 @@ class RemotePart(Part):
         )
         return super()._read_chunk_rows(array, rows)
 
-    def _map(self, array: str, i: int, rows: int, dtype: str) -> NDArray:
+    def _map(self, array: str, i: int, rows: int, dtype: str) -> Frames:
         """A whole chunk (of the pooled arrays), checked."""
         path = f"{self._remote_folder}/{layout.chunk(array, i)}"
         kind = np.dtype(dtype).newbyteorder("<")

@@ -58,7 +58,7 @@ def _with_fixed_serial(data: bytes) -> bytes:
     return bytes(out)
 
 
-def _ogg_crc(page: bytes) -> bytes:
+def _ogg_crc(page: bytes | bytearray) -> bytes:
     """Ogg's CRC is zlib's polynomial with the bits of every byte in the other order, begun and ended with no ones."""
     mirrored = zlib.crc32(page.translate(_MIRROR), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return mirrored.to_bytes(4, "big").translate(_MIRROR)

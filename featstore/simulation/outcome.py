@@ -104,7 +104,7 @@ def finish(
 
 
 def _overlap_of_shorter(turns: Sequence[Turn]) -> float:
-    spans = {}
+    spans: dict[str, tuple[float, float]] = {}
     for turn in turns:
         start, end = spans.get(turn.speaker, (turn.start_s, turn.end_s))
         spans[turn.speaker] = min(start, turn.start_s), max(end, turn.end_s)

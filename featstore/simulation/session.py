@@ -56,12 +56,12 @@ def speech_segments_s(wave: NDArray[np.float32], sample_rate_hz: int, pause_s: f
     edges = np.diff(np.concatenate([[0], active.astype(np.int8), [0]]))
     starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
     long = (ends - starts) * _STEP_S >= _MIN_SPEECH_S
-    starts, ends = starts[long] * step / sample_rate_hz, ends[long] * step / sample_rate_hz
-    if len(starts) == 0:
+    starts_s, ends_s = starts[long] * step / sample_rate_hz, ends[long] * step / sample_rate_hz
+    if len(starts_s) == 0:
         return np.empty((0, 2))
-    starts, ends = np.maximum(starts - _MARGIN_S, 0), np.minimum(ends + _MARGIN_S, len(wave) / sample_rate_hz)
-    apart = starts[1:] - ends[:-1] > pause_s
-    return np.stack([starts[np.r_[True, apart]], ends[np.r_[apart, True]]], axis=1)
+    starts_s, ends_s = np.maximum(starts_s - _MARGIN_S, 0), np.minimum(ends_s + _MARGIN_S, len(wave) / sample_rate_hz)
+    apart = starts_s[1:] - ends_s[:-1] > pause_s
+    return np.stack([starts_s[np.r_[True, apart]], ends_s[np.r_[apart, True]]], axis=1)
 
 
 def speech_and_overlap_s(turns: Sequence[Turn]) -> tuple[float, float]:
@@ -189,6 +189,7 @@ def make_session(
     if recipe.layout == "pair":
         placed, length_s = _pair(sources, recipe, rng)
     else:
+        assert recipe.duration_s is not None  # no recipe of a conversation is without
         length_s = float(rng.uniform(*recipe.duration_s))
         placed = _conversation(sources, recipe, rng, length_s)
     return _mix(placed, recipe, rng, round(length_s * recipe.sample_rate_hz))

@@ -121,14 +121,14 @@ def _session_counts(
 ) -> dict[str, int]:
     if sessions is not None and not is_count(sessions):
         raise ValueError(f"sessions must be a whole number of 1 or more, found {sessions!r}")
-    if isinstance(recipe.sessions, dict) and sessions is None:
-        if split is not None and split not in recipe.sessions:
-            raise ValueError(f"recipe {recipe.name!r} gives no number of sessions for split {split!r}")
-        return {name: n for name, n in recipe.sessions.items() if split in (None, name)}
+    if sessions is None:
+        if isinstance(recipe.sessions, dict):
+            if split is not None and split not in recipe.sessions:
+                raise ValueError(f"recipe {recipe.name!r} gives no number of sessions for split {split!r}")
+            return {name: n for name, n in recipe.sessions.items() if split in (None, name)}
+        sessions = recipe.sessions
     if split is None and len(by_split) > 1:
         raise ValueError(f"the manifest has the splits {', '.join(sorted(by_split))}: choose one (--split)")
-    if sessions is None:
-        sessions = recipe.sessions
     return {split if split is not None else next(iter(by_split)): sessions}
 
 

@@ -142,7 +142,7 @@ def not_now(error: BaseException | None, path: Path) -> str:
     """What to say where an error, or what it came of, lies with the machine and not with the file; else ""."""
     while error and not isinstance(error, OSError):
         error = error.__context__
-    if not error or error.errno is None or error.errno in _DAMAGE:
+    if not isinstance(error, OSError) or error.errno is None or error.errno in _DAMAGE:
         return ""
     return f"{error.filename or path}: not readable now ({error.strerror}); left where it is"
 

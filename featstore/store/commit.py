@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from featstore import files
 from featstore.store import layout, metadata
 from featstore.store.tables import parquet_bytes, utterance_table
-from featstore.types import FeatureSpec, Utterance
+from featstore.types import FeatureSpec, Frames, Utterance
 
 #: Rows of a chunk never pass this many bytes (one 85-minute meeting in float16 is 65 MB).
 CHUNK_BYTES = 128 << 20
 
 
 def commit_part(
-    store: Path, spec: FeatureSpec, part: str, utterances: Sequence[Utterance], frames: Sequence[NDArray]
+    store: Path, spec: FeatureSpec, part: str, utterances: Sequence[Utterance], frames: Sequence[Frames]
 ) -> None:
     """Write one part and commit it: after this, and never before, readers see it.
 
@@ -77,7 +77,7 @@ def remove_part(store: Path, feature: str, part: str) -> None:
 
 
 def _write_part(
-    folder: Path, spec: FeatureSpec, utterances: Sequence[Utterance], frames: Sequence[NDArray]
+    folder: Path, spec: FeatureSpec, utterances: Sequence[Utterance], frames: Sequence[Frames]
 ) -> tuple[bytes, bytes, bytes]:
     num = np.array([len(f) for f in frames], dtype=np.int64)
     mean, std = pool(frames)
@@ -97,7 +97,7 @@ def _write_part(
     return index, facts, metadata.group_json(metadata.sealed(attributes))
 
 
-def pool(frames: Sequence[NDArray]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def pool(frames: Sequence[Frames]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Mean and standard deviation over each utterance's frames, each (utterances, dim); sums in float64."""
     mean = np.empty((len(frames), frames[0].shape[1]), dtype="<f4")
     std = np.empty_like(mean)
@@ -107,7 +107,7 @@ def pool(frames: Sequence[NDArray]) -> tuple[NDArray[np.float32], NDArray[np.flo
     return mean, std
 
 
-def _write_array(folder: Path, name: str, pieces: Sequence[NDArray], chunk_bytes: int | None = None) -> dict[str, int]:
+def _write_array(folder: Path, name: str, pieces: Sequence[Frames], chunk_bytes: int | None = None) -> dict[str, int]:
     """Write a Zarr array of as few equal chunks as fit, a chunk at a time; returns their CRC32C by path in the part."""
     import zarr  # takes half a second: only who writes pays
     from zarr.codecs import BytesCodec, Crc32cCodec

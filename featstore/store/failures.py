@@ -92,7 +92,8 @@ def _lines(entries: list[Entry]) -> bytes:
 
 def _read(store: Path) -> tuple[dict[tuple[str, str], Entry], list[Path]]:
     """The newest failure of each (feature, id), and the files that are whole: one with a damaged line stays."""
-    listed, paths = {}, []
+    listed: dict[tuple[str, str], Entry] = {}
+    paths: list[Path] = []
     for path in sorted(p for p in _folder(store).glob("*.jsonl") if not p.name.startswith(".")):
         with suppress(FileNotFoundError):  # somebody else has just gathered it
             entries = read_entries(path)

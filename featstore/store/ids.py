@@ -8,11 +8,14 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 
 class Ids(Mapping[str, int]):
@@ -37,7 +40,11 @@ class Ids(Mapping[str, int]):
         self._ends = memoryview(ends or b"").cast("B").cast("i")[self.ids.offset :]
         self._text = memoryview(text or b"").cast("B")
 
-    def get(self, id: str, default: int | None = None) -> int | None:
+    @overload
+    def get(self, id: str, /) -> int | None: ...
+    @overload
+    def get(self, id: str, default: int | T, /) -> int | T: ...
+    def get(self, id: str, default: int | T | None = None, /) -> int | T | None:
         """The row of an id, or `default`."""
         try:
             text = id.encode()
@@ -60,7 +67,7 @@ class Ids(Mapping[str, int]):
         return row
 
     def __contains__(self, id: object) -> bool:
-        return self.get(id) is not None  # type: ignore[arg-type]
+        return isinstance(id, str) and self.get(id) is not None
 
     def __iter__(self) -> Iterator[str]:
         """Every id once, in the order of its first row."""
@@ -70,7 +77,7 @@ class Ids(Mapping[str, int]):
 
     @cached_property
     def _distinct(self) -> int:
-        return pc.count_distinct(self.ids).as_py()
+        return int(pc.count_distinct(self.ids).as_py())
 
     def __len__(self) -> int:
         return self._distinct
@@ -93,7 +100,8 @@ def _remainders(ids: pa.Array, modulus: int) -> NDArray[np.int32]:
         ends = np.frombuffer(bounds, np.int32, rows + 1, 4 * (ids.offset + at))
         begin, size = (ends[:-1] - ends[0]).astype(np.int64), np.diff(ends)
         data = bytes(memoryview(text)[ends[0] : ends[-1]]) + bytes(3) if text else bytes(3)
-        words = np.ndarray((len(data) - 3,), dtype="<u4", buffer=data, strides=(1,))  # four bytes from any one on
+        # Four bytes from any one on.
+        words: NDArray[np.uint32] = np.ndarray((len(data) - 3,), dtype="<u4", buffer=data, strides=(1,))
         rest = np.zeros(rows, dtype=np.uint64)
         whole = int(size.min()) // 4
         for k in range((int(size.max()) - 1) // 4, -1, -1):  # from the last word on: long division
@@ -120,6 +128,6 @@ def first_of_each(ids: pa.Array) -> NDArray[np.bool_]:
     return np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
 
 
-def numbers(column: pa.Array | pa.ChunkedArray) -> NDArray:
+def numbers(column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
     """A column without nulls as NumPy's, not copied; pyarrow's own to_numpy imports pandas where it is installed."""
     return np.from_dlpack(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)

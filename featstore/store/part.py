@@ -9,11 +9,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from featstore.store import layout, metadata
 from featstore.store.layout import StoreError
-from featstore.types import FeatureSpec
+from featstore.types import FeatureSpec, Frames
 
 
 class Part:
@@ -25,10 +24,10 @@ class Part:
         self._folder, self._spec, self._verify = folder, spec, verify
         self.num_frames, self.num_utterances = num_frames, num_utterances
         self._chunk_rows = 0
-        self._chunks: dict[int, NDArray] = {}  # by number: how many there are, only metadata claims
-        self._pooled: dict[str, NDArray] = {}
+        self._chunks: dict[int, Frames] = {}  # by number: how many there are, only metadata claims
+        self._pooled: dict[str, Frames] = {}
 
-    def rows(self, start: int, stop: int) -> NDArray:
+    def rows(self, start: int, stop: int) -> Frames:
         """Frames ``start:stop`` of the part, (frames, dim), read-only: a view where one chunk holds them.
 
         Raises
@@ -49,7 +48,7 @@ class Part:
         ]
         return np.concatenate(pieces)
 
-    def _chunk(self, i: int) -> NDArray:
+    def _chunk(self, i: int) -> Frames:
         if i * self._chunk_rows >= self.num_frames:  # only an empty crop at the very end asks for this
             return np.empty((0, self._spec.dim), dtype=self._spec.dtype)
         chunk = self._chunks.get(i)
@@ -57,7 +56,7 @@ class Part:
             chunk = self._chunks[i] = self._map("frames", i, self._chunk_rows, self._spec.dtype)
         return chunk
 
-    def pooled(self, statistic: str) -> NDArray:
+    def pooled(self, statistic: str) -> Frames:
         """The part's "mean" or "std", (utterances, dim) float32, read-only."""
         array = self._pooled.get(statistic)
         if array is None:
@@ -80,7 +79,7 @@ class Part:
             )
         return chunk[0]
 
-    def _map(self, array: str, i: int, rows: int, dtype: str) -> NDArray:
+    def _map(self, array: str, i: int, rows: int, dtype: str) -> Frames:
         key = layout.chunk(array, i)
         path = self._folder / key
         kind = np.dtype(dtype).newbyteorder("<")
@@ -114,7 +113,8 @@ class Part:
     @cached_property
     def _sealed(self) -> dict[str, int]:
         """CRC32C by chunk file, as the part was committed."""
-        return metadata.read_seal(self._folder)["chunk_crc32c"]
+        sealed: dict[str, int] = metadata.read_seal(self._folder)["chunk_crc32c"]
+        return sealed
 
 
 def check_chunk(file: BinaryIO, path: Path, size: int, sealed: int | None) -> None:

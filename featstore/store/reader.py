@@ -21,7 +21,7 @@ from featstore.store.ids import Ids, first_of_each
 from featstore.store.index import Index
 from featstore.store.part import Part
 from featstore.store.tables import read_tables, utterance_from_row
-from featstore.types import FeatureSpec, Utterance
+from featstore.types import FeatureSpec, Frames, Utterance
 
 
 class Store:
@@ -81,7 +81,8 @@ class Store:
     @cached_property
     def ids(self) -> list[str]:
         """Ids of the utterances, in the order of `utterances`."""
-        return self.utterances["id"].to_pylist()
+        ids: list[str] = self.utterances["id"].to_pylist()
+        return ids
 
     @cached_property
     def _rows(self) -> Ids:
@@ -153,7 +154,7 @@ class Store:
         index = self.index(feature)
         return int(index.num[index.row(id)])
 
-    def frames(self, feature: str, id: str, start: int = 0, stop: int | None = None) -> NDArray:
+    def frames(self, feature: str, id: str, start: int = 0, stop: int | None = None) -> Frames:
         """Frames ``start:stop`` of an utterance, shape (frames, dim), read-only.
 
         A view on the memory map where one chunk holds them, else one copy. Like a slice, `start` and `stop` may be
@@ -174,7 +175,8 @@ class Store:
         else:
             stop = num
         first = int(index.first[row])
-        return index.parts[index.part[row]].rows(first + start, first + max(start, stop))
+        part: Part = index.parts[index.part[row]]
+        return part.rows(first + start, first + max(start, stop))
 
     def pooled(self, feature: str, ids: Sequence[str] | None = None, statistic: str = "mean") -> NDArray[np.float32]:
         """Mean (or "std") over each utterance's frames, shape (len(ids), dim); all of this view's without `ids`.

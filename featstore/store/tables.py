@@ -43,7 +43,8 @@ def parquet_bytes(table: pa.Table) -> bytes:
     # Ids differ from row to row: without a dictionary they are read three times as fast.
     repeating = [name for name in table.schema.names if name not in ("id", "first_frame", "turns")]
     pq.write_table(table, sink, compression="zstd", use_dictionary=[*repeating, "turns.list.element.speaker"])
-    return sink.getvalue().to_pybytes()
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def utterance_from_row(facts: dict[str, Any]) -> Utterance:

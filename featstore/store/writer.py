@@ -15,12 +15,12 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from featstore.store import layout, lock, metadata
 from featstore.store.commit import commit_part
 from featstore.store.reader import Store
-from featstore.types import FeatureSpec, Utterance
+from featstore.types import FeatureSpec, Frames, Utterance
 
 #: A part is committed when it holds this much …
 PART_BYTES = 256 << 20
@@ -80,7 +80,7 @@ class Writer:
 
     def _clear(self) -> None:
         self._utterances: list[Utterance] = []
-        self._frames: list[NDArray] = []
+        self._frames: list[Frames] = []
         self._bytes = 0
         self._since_s = 0.0
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from featstore.store import failures, layout, lock, metadata
 from featstore.store.check import Finding, check_part, files_below, not_now, stray, temporary
@@ -77,6 +77,10 @@ def verify(
     return report
 
 
+#: By feature: its spec, if there is one, and which part holds an id.
+_Known = dict[str, tuple[FeatureSpec | None, dict[str, str]]]
+
+
 def _verify(store: Path, root: Finding | None, progress: Callable[[int, int], None], *, alone: bool) -> Report:
     report = Report(findings=[root] if root else [])
     # Before the parts: whoever is writing makes a part's folder first.
@@ -84,7 +88,7 @@ def _verify(store: Path, root: Finding | None, progress: Callable[[int, int], No
     folders = (layout.group_dir(store), store / "index")
     parts = {p.name: _part_names(store, p.name) for f in folders for p in sorted(f.glob("*")) if p.is_dir()}
     of, done = sum(len(found) for found in parts.values()), 0
-    known: dict[str, tuple[FeatureSpec | None, dict[str, str]]] = {}
+    known: _Known = {}
     for name in sorted(parts):
         spec, problem = _check_spec(store, name)
         seen: dict[str, str] = {}
@@ -106,7 +110,7 @@ def _verify(store: Path, root: Finding | None, progress: Callable[[int, int], No
     return report
 
 
-def _look_again(store: Path, finding: Finding, known: dict[str, Any], report: Report) -> list[Finding]:
+def _look_again(store: Path, finding: Finding, known: _Known, report: Report) -> list[Finding]:
     if finding.feature and finding.part:
         paths = layout.PartFiles(finding.feature, finding.part)
         if (store / paths.index).exists() or (store / paths.folder).exists():
@@ -205,11 +209,11 @@ def _examine(
 
 def _uncommitted(store: Path, feature: str, part: str) -> Finding:
     paths = layout.PartFiles(feature, part)
+    remedy: Literal["move", "delete"] = "move"
     try:
         read_seal(store / paths.folder)
         what = "whole" if (store / paths.facts).exists() else "sealed"
         problem = f"{what}, but its index table is not there: an interrupted commit or copy"
-        remedy = "move"
     except StoreError as error:
         if now := not_now(error, store / paths.seal):
             return Finding(feature, part, now)
