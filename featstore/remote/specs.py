@@ -22,9 +22,7 @@ def read_specs(remote: Remote, files: dict[str, int]) -> dict[str, FeatureSpec]:
     """
     if layout.ROOT not in files:
         raise StoreError(f"{remote.url}: no store there (no {layout.ROOT})")
-    root = _attributes(remote, layout.ROOT)
-    if root.get("whowhen_store") != layout.VERSION:
-        raise StoreError(f"{remote.url}: a store of version {root.get('whowhen_store')!r}, expected {layout.VERSION}")
+    metadata.refuse_version(_attributes(remote, layout.ROOT), remote.url)
     specs = {}
     for name in layout.committed_in(files):
         path = layout.spec_path(name)

@@ -85,7 +85,7 @@ def _write_part(
     chunks |= _write_array(folder, "mean", [mean]) | _write_array(folder, "std", [std])
     index = parquet_bytes(pa.table([[u.id for u in utterances], np.cumsum(num) - num, num], schema=layout.INDEX_SCHEMA))
     facts = parquet_bytes(utterance_table(utterances))
-    attributes = {
+    attributes = metadata.maker() | {
         "fingerprint": spec.fingerprint,
         "chunk_crc32c": chunks,
         "sha256": {

@@ -46,6 +46,10 @@ class StoreError(ValueError):
     """A store cannot be opened, read or written as asked; the text says why and what to do."""
 
 
+class OtherVersion(StoreError):
+    """A store of another version of the format: nothing of it may be read, written or repaired."""
+
+
 class FingerprintMismatch(StoreError):
     """Two different features under one name."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from featstore.store.layout import (
     ROOT,
     VERSION,
     FingerprintMismatch,
+    OtherVersion,
     StoreError,
     committed,
     feature_dir,
@@ -72,20 +75,51 @@ def check_version(store: Path) -> None:
 
     Raises
     ------
-    StoreError
+    OtherVersion, StoreError
     """
     refuse_address(store)
     root = store / ROOT
     if not root.exists():
         what = "no such folder" if not store.exists() else f"not a store (no {ROOT} in it)"
         raise StoreError(f"{store}: {what}; make one with: featstore extract MANIFEST --store {store} --feature mimi")
-    attributes = read_json(root).get("attributes")
+    refuse_version(read_json(root).get("attributes"), store)
+
+
+def refuse_version(attributes: Any, store: Path | str) -> None:
+    """Refuse the attributes of a root, here or far away, unless they are of this version.
+
+    Raises
+    ------
+    OtherVersion : they name another. StoreError : they name none.
+    """
     found = attributes.get("whowhen_store") if isinstance(attributes, dict) else None
+    if type(found) is not int:
+        raise StoreError(f"{store}: {ROOT} names no version; run: featstore verify")
     if found != VERSION:
-        raise StoreError(
-            f"{store}: a store of version {found!r}, this program reads version {VERSION}; "
-            "use the whowhen release that wrote it, or export it there and import it here"
+        made_by = read_maker(store) if isinstance(store, Path) else (VERSION, "")
+        release = f" ({made_by[1]})" if made_by[0] == found else ""
+        raise OtherVersion(
+            f"{store}: a store of version {found}, this program reads version {VERSION}; "
+            f"use the whowhen release that wrote it{release}, or export it there and import it here"
         )
+
+
+def maker() -> dict[str, Any]:
+    """What a part says of who wrote it: the version of its format, and our release where that is installed."""
+    with suppress(PackageNotFoundError):
+        return {"whowhen_store": VERSION, "release": version("whowhen")}
+    return {"whowhen_store": VERSION}
+
+
+def read_maker(store: Path) -> tuple[int, str]:
+    """The format's version and the release that a part of a store was written with; version 0.1 said neither."""
+    for path in group_dir(store).glob("*/*/zarr.json"):
+        with suppress(StoreError):
+            attributes = read_json(path).get("attributes")
+            if isinstance(attributes, dict):
+                found = attributes.get("whowhen_store")
+                return found if type(found) is int else VERSION, str(attributes.get("release", "unknown"))[:40]
+    return VERSION, "unknown"
 
 
 def read_spec(store: Path, feature: str) -> FeatureSpec:
@@ -147,11 +181,14 @@ def create(store: Path, spec: FeatureSpec) -> None:
 
     Raises
     ------
+    OtherVersion : of the store that is there.
     FingerprintMismatch : the store holds another feature under this name, or parts of another whose spec is lost.
     StoreError : `store` is an address.
     OSError : no permission, no space.
     """
     refuse_address(store)
+    if (store / ROOT).exists():
+        check_version(store)
     for folder in (feature_dir(store, spec.name), index_dir(store, spec.name), utterances_dir(store)):
         folder.mkdir(parents=True, exist_ok=True)
     write_once(store / ROOT, group_json({"whowhen_store": VERSION}))

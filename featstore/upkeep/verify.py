@@ -11,7 +11,7 @@ from typing import Literal
 
 from featstore.store import failures, layout, lock, metadata
 from featstore.store.check import Finding, check_part, files_below, not_now, stray, temporary
-from featstore.store.layout import StoreError
+from featstore.store.layout import OtherVersion, StoreError
 from featstore.store.metadata import read_seal
 from featstore.types import FeatureSpec
 from featstore.upkeep.repair import mend
@@ -145,6 +145,8 @@ def _check_root(store: Path) -> Finding | None:
         if path.read_bytes() == whole:
             return None
         problem = f"{path}: edited"
+    except OtherVersion:
+        raise
     except StoreError as error:
         if not any(
             any(store.glob(p)) for p in ("features.zarr/*/zarr.json", "index/*/*.parquet", "utterances/*.parquet")
@@ -152,9 +154,7 @@ def _check_root(store: Path) -> Finding | None:
             raise
         if now := not_now(error, path):
             return Finding("", "", now, paths=(layout.ROOT,))
-        version = str(layout.VERSION).encode()
-        if path.is_file() and re.sub(rb'(?<="whowhen_store": )\d+', version, path.read_bytes()) == whole:
-            raise  # as we write it, but for the number
+        metadata.refuse_version({"whowhen_store": metadata.read_maker(store)[0]}, store)
         problem = f"{path}: {'damaged' if path.exists() else 'missing'}, so the store cannot be opened"
     return Finding("", "", problem, remedy="write", paths=(layout.ROOT,))
 
