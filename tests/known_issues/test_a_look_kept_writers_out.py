@@ -12,7 +12,7 @@ import pytest
 
 import featstore
 from featstore.store import lock
-from tests.test_store import fill, spec, utterance
+from tests.featstore.store.test_store import fill, spec, utterance
 
 
 @pytest.mark.parametrize("alone", [False, True])

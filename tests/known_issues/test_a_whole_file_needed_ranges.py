@@ -15,7 +15,7 @@ import featstore
 from featstore import StoreError
 from featstore.remote import client
 from featstore.remote.transfer import pull, push
-from tests.test_store import fill
+from tests.featstore.store.test_store import fill
 
 pytest.importorskip("obstore")
 

@@ -9,7 +9,7 @@ import pytest
 
 from featstore.remote import transfer
 from featstore.store import layout
-from tests.test_store import fill
+from tests.featstore.store.test_store import fill
 
 pytest.importorskip("obstore")
 

@@ -11,7 +11,7 @@ from featstore import Utterance
 from featstore.store import metadata
 from featstore.store.commit import commit_part
 from featstore.upkeep.compact import compact
-from tests.test_store import spec, utterance
+from tests.featstore.store.test_store import spec, utterance
 
 
 def test_the_copy_that_counted_is_the_one_that_stays(tmp_path: Path) -> None:

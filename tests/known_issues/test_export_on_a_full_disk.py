@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import featstore
-from tests.test_store import spec, utterance
+from tests.featstore.store.test_store import spec, utterance
 
 #: Files of this process may not grow beyond a limit: as on a full disk, a write fails. One limit after the other.
 SCRIPT = """

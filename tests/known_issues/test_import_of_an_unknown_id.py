@@ -9,7 +9,7 @@ import pytest
 
 from featstore import StoreError
 from featstore.exchange import export_hdf5, import_hdf5
-from tests.test_store import fill
+from tests.featstore.store.test_store import fill
 
 
 def test_an_id_without_an_utterance_is_one_line(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from featstore import StoreError
 from featstore.remote import reader
 from featstore.remote.transfer import push
 from featstore.store import layout
-from tests.test_store import fill, spec, utterance
+from tests.featstore.store.test_store import fill, spec, utterance
 
 pytest.importorskip("obstore")
 

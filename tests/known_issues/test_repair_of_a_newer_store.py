@@ -19,7 +19,7 @@ from featstore.remote.transfer import pull, push
 from featstore.store import metadata
 from featstore.upkeep.compact import compact
 from featstore.upkeep.verify import verify
-from tests.test_store import fill, spec
+from tests.featstore.store.test_store import fill, spec
 
 NEWER = {"zarr_format": 3, "node_type": "group", "attributes": {"whowhen_store": 2, "shards": [1, 2]}}
 

@@ -13,7 +13,7 @@ import pytest
 import zarr
 
 import featstore
-from tests.test_store import spec, utterance
+from tests.featstore.store.test_store import spec, utterance
 
 
 def test_two_commits_that_overlap_leave_the_filters_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
