@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.runs import LAST, MODEL, RESULT
+from trainers.diarization.config import DiarizationConfig
 from trainers.runs import Run, RunError
 
 
@@ -39,7 +40,9 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+def save_checkpoint(
+    run: Run[DiarizationConfig], model: nn.Module, optimizer: torch.optim.Optimizer, state: State
+) -> None:
     """Weights, optimizer and state in one file, so that they cannot disagree."""
     tensors = {f"model.{name}": value for name, value in trained_tensors(model).items()}
     for number, slots in optimizer.state_dict()["state"].items():
@@ -50,7 +53,7 @@ def save_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     run.write_tensors(LAST, tensors, facts)
 
 
-def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+def load_checkpoint(run: Run[DiarizationConfig], model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
     """Put what `save_checkpoint` wrote back.
 
     Raises
@@ -68,7 +71,7 @@ def load_checkpoint(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer
     return _state(run, facts)
 
 
-def read_state(run: Run) -> State:
+def read_state(run: Run[DiarizationConfig]) -> State:
     """Where the run stands by its last checkpoint.
 
     Raises
@@ -78,7 +81,7 @@ def read_state(run: Run) -> State:
     return _state(run, run.read_tensors(LAST)[1])
 
 
-def _state(run: Run, facts: dict[str, Any]) -> State:
+def _state(run: Run[DiarizationConfig], facts: dict[str, Any]) -> State:
     try:
         state = State(**facts)
     except TypeError as error:
@@ -110,13 +113,13 @@ def nothing_to_do(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def load_best(run: Run, model: nn.Module) -> dict[str, Any]:
+def load_best(run: Run[DiarizationConfig], model: nn.Module) -> dict[str, Any]:
     tensors, facts = run.read_tensors(MODEL)
     _load_tensors(run, model, tensors)
     return facts
 
 
-def _load_tensors(run: Run, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _load_tensors(run: Run[DiarizationConfig], model: nn.Module, tensors: dict[str, Tensor]) -> None:
     own = trained_tensors(model)
     wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
     wrong += [name for name in tensors if name not in own]

@@ -64,7 +64,7 @@ class LinearProbe(ClassifierMixin, TransformerMixin, BaseEstimator):
         ------
         ValueError : fewer than two classes, or input that scikit-learn refuses (NaN, no rows, …).
         """
-        X, y = validate_data(self, X, y, dtype=np.float32)
+        x, y = validate_data(self, X, y, dtype=np.float32)
         check_classification_targets(y)
         self.classes_, targets = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -72,11 +72,11 @@ class LinearProbe(ClassifierMixin, TransformerMixin, BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(2**31))
         rng = torch.Generator().manual_seed(seed)
 
-        vectors = torch.as_tensor(X, device=self.device)
+        vectors = torch.as_tensor(x, device=self.device)
         labels = torch.as_tensor(targets, device=self.device)
         # nn.Linear's own initialisation, drawn from our generator.
-        bound = 1 / math.sqrt(X.shape[1])
-        weight = (torch.rand(len(self.classes_), X.shape[1], generator=rng) * 2 - 1) * bound
+        bound = 1 / math.sqrt(x.shape[1])
+        weight = (torch.rand(len(self.classes_), x.shape[1], generator=rng) * 2 - 1) * bound
         bias = (torch.rand(len(self.classes_), generator=rng) * 2 - 1) * bound
         weight = weight.to(self.device).requires_grad_()
         bias = bias.to(self.device).requires_grad_()
@@ -113,8 +113,7 @@ class LinearProbe(ClassifierMixin, TransformerMixin, BaseEstimator):
     def decision_function(self, X: ArrayLike) -> NDArray[np.float32]:
         """Logits (vectors, N); for two classes their difference (vectors,), as scikit-learn wants it."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float32, reset=False)
-        logits = X @ self.coef_.T + self.intercept_
+        logits = validate_data(self, X, dtype=np.float32, reset=False) @ self.coef_.T + self.intercept_
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
@@ -125,5 +124,4 @@ class LinearProbe(ClassifierMixin, TransformerMixin, BaseEstimator):
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         """``X @ W.T`` without the bias, (vectors, N)."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float32, reset=False)
-        return X @ self.coef_.T
+        return validate_data(self, X, dtype=np.float32, reset=False) @ self.coef_.T

@@ -19,7 +19,7 @@ from evaluation.verification import cosine_scores, evaluate_scores
 from featstore import FeatureSpec, FrameGrid, Store
 from featstore.extractors.device import pick_device
 from trainers.checkpoint import nothing_to_do
-from trainers.config import ConfigError
+from trainers.config import ConfigError, ProbeConfig
 from trainers.linear_probe import LinearProbe
 from trainers.progress import Progress, Unseen
 from trainers.runs import Run, output_spec
@@ -53,7 +53,7 @@ class ProbeData:
     trial_speakers: list[str | None]
 
 
-def load_data(run: Run, store: Store) -> ProbeData:
+def load_data(run: Run[ProbeConfig], store: Store) -> ProbeData:
     """Read the trial list and the vectors, by the run's protocol.
 
     Raises
@@ -175,7 +175,7 @@ def second_opinions(data: ProbeData) -> tuple[dict[str, NDArray], list[str]]:
     return spaces, notes
 
 
-def fit_probe(run: Run, store: Store, *, progress: Progress | None = None) -> dict[str, Any]:
+def fit_probe(run: Run[ProbeConfig], store: Store, *, progress: Progress | None = None) -> dict[str, Any]:
     """Train, score, and fill the run's folder.
 
     Returns
@@ -188,8 +188,10 @@ def fit_probe(run: Run, store: Store, *, progress: Progress | None = None) -> di
     """
     config = run.config
     finished = run.path / RESULT
-    if finished.exists() and Run.open(run.path).config.epochs == config.epochs:
-        return nothing_to_do(run.read_json(finished.name))
+    if finished.exists():
+        before = Run.open(run.path).config
+        if isinstance(before, ProbeConfig) and before.epochs == config.epochs:
+            return nothing_to_do(run.read_json(finished.name))
     began = time.perf_counter()
     data = load_data(run, store)
     device = str(pick_device(config.device))
@@ -206,7 +208,7 @@ def fit_probe(run: Run, store: Store, *, progress: Progress | None = None) -> di
 
 
 def _finish(
-    run: Run, store: Store, data: ProbeData, probe: LinearProbe, began: float, fit_seconds: float
+    run: Run[ProbeConfig], store: Store, data: ProbeData, probe: LinearProbe, began: float, fit_seconds: float
 ) -> dict[str, Any]:
     """Score the trials in every space and write all files; result.json, the last, says that the run has finished."""
     config = run.config
@@ -257,7 +259,9 @@ def _tensor(array: NDArray) -> Any:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _write_embeddings(run: Run, store: Store, data: ProbeData, vectors: NDArray, probe: LinearProbe) -> None:
+def _write_embeddings(
+    run: Run[ProbeConfig], store: Store, data: ProbeData, vectors: NDArray, probe: LinearProbe
+) -> None:
     """The trial utterances in the probe's space, as a store: `evaluation eer --store RUN/outputs --feature probe`."""
     weights = hashlib.sha256(np.ascontiguousarray(probe.coef_).tobytes()).hexdigest()
     settings = {"pooled": "mean", "protocol": run.config.protocol}

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pyarrow.parquet as pq
 import torch
@@ -24,11 +24,13 @@ from trainers.config import FitConfig
 # What may change between a run and its resumption without making it another run.
 _MAY_DIFFER = ("device", "resident", "checkpoint_steps", "epochs", "tensorboard")
 
+C = TypeVar("C", bound=FitConfig)
 
-class Run:
+
+class Run(Generic[C]):
     """A run's folder. Make one with `create`, go on with one through `resume`, read one with `open`."""
 
-    def __init__(self, path: Path, config: FitConfig, features: Mapping[str, FeatureSpec], store: str) -> None:
+    def __init__(self, path: Path, config: C, features: Mapping[str, FeatureSpec], store: str) -> None:
         self.path = path
         self.config = config
         #: Path of the store it was trained on, as it was given.
@@ -37,7 +39,7 @@ class Run:
         self.features = dict(features)
 
     @classmethod
-    def create(cls, path: str | Path, config: FitConfig, store: Store, *, resume: bool = False) -> Run:
+    def create(cls, path: str | Path, config: C, store: Store, *, resume: bool = False) -> Run[C]:
         """A new run on `store` (nothing is written before `begin`); with `resume`, the one there, if it is the same.
 
         Raises
@@ -52,15 +54,14 @@ class Run:
         if path.exists() and any(path.iterdir()):
             if not resume:
                 raise RunError(f"{path}: exists already; choose another --out, or add --resume to go on with it")
-            run = cls.open(path)
-            run.check(store)
-            old, new = run.config.to_json(), config.to_json()
+            there = Run.open(path)
+            there.check(store)
+            old, new = there.config.to_json(), config.to_json()
             changed = [key for key in old if old[key] != new.get(key) and key not in _MAY_DIFFER]
             if changed:
                 told = ", ".join(f"{key} (was {old[key]!r}, now {new.get(key)!r})" for key in changed)
                 raise RunError(f"{path}: cannot resume with other settings: {told}")
-            run.config = config
-            return run
+            return cls(there.path, config, there.features, there.store)
         return cls(path, config, features, store.address)
 
     def begin(self) -> None:
@@ -81,8 +82,8 @@ class Run:
             },
         )
 
-    @classmethod
-    def open(cls, path: str | Path) -> Run:
+    @staticmethod
+    def open(path: str | Path) -> Run[FitConfig]:
         """Read a run's folder.
 
         Raises
@@ -94,7 +95,7 @@ class Run:
             config = FitConfig.from_json(found.config["config"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{found.path / CONFIG}: damaged or of another version: {error}") from None
-        return cls(found.path, config, found.features, found.config["store"])
+        return Run(found.path, config, found.features, found.config["store"])
 
     def check(self, store: Store) -> None:
         """Refuse a store whose features are not the ones this run was trained on.

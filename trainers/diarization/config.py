@@ -72,17 +72,23 @@ class DiarizationConfig(FitConfig):
 
 
 @settings
-class AdapterConfig(DiarizationConfig):
-    """A small Transformer on frozen features."""
+class FrozenConfig(DiarizationConfig):
+    """What the heads on frozen features are trained with."""
 
-    kind: Literal["adapter"] = "adapter"
     resident: Literal["auto", "yes", "no"] = Field(
         "auto", description="keep the training frames in device memory; auto: on CUDA, where they fill less than half"
     )
 
 
 @settings
-class FusionConfig(AdapterConfig):
+class AdapterConfig(FrozenConfig):
+    """A small Transformer on frozen features."""
+
+    kind: Literal["adapter"] = "adapter"
+
+
+@settings
+class FusionConfig(FrozenConfig):
     """The same on the features of two encoders, side by side."""
 
     kind: Literal["fusion"] = "fusion"

@@ -98,7 +98,7 @@ def rasterise(crop: Crop, length: int, speakers: int, *, resort: bool) -> tuple[
     ):
         active[k, a:b] = 1
     active[:, session.num_frames - start if session.num_frames - start < length else length :] = 0
-    order = np.arange(len(active))
+    order: NDArray[np.intp] = np.arange(len(active), dtype=np.intp)
     talk = active.sum(1, dtype=np.int64)
     if resort:
         kept = np.sort(np.argsort(-talk, kind="stable")[:speakers])
@@ -150,8 +150,10 @@ def label_batch(
 def prefetched(crops: Sequence[Crop], size: int, read: Callable[[Sequence[Crop], int], Batch]) -> Iterator[Batch]:
     """Batches of `size` crops in order; ``read(crops, number)`` reads the next while the caller computes."""
     starts = range(0, len(crops), size)
+    if not starts:
+        return
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(read, crops[:size], 0) if starts else None
+        ahead = reader.submit(read, crops[:size], 0)
         for number in range(1, len(starts) + 1):
             batch = ahead.result()
             if number < len(starts):
@@ -169,7 +171,9 @@ class Source(Protocol):
     """
 
     length: int
-    resident: bool
+
+    @property
+    def resident(self) -> bool: ...
 
     def batches(self, crops: Sequence[Crop], size: int) -> Iterator[Batch]:
         """Batches of `size` crops in order; the next is read while the caller computes."""

@@ -105,8 +105,9 @@ class Windows:
     def score(self, hypothesis: Mapping[str, Turns]) -> Mapping[str, DiarizationErrors]:
         """Errors by window."""
         channels = channel_names(self.speakers)
-        orders = {"reference_order": self.order, "hypothesis_order": channels}
-        return score(self.reference, hypothesis, uem=self.uem, **orders).recordings
+        return score(
+            self.reference, hypothesis, uem=self.uem, reference_order=self.order, hypothesis_order=channels
+        ).recordings
 
     def by_recording(self, errors: Mapping[str, DiarizationErrors]) -> dict[str, DiarizationErrors]:
         """Errors summed over the windows of each recording."""
@@ -143,7 +144,7 @@ def tune(activity: NDArray, windows: Windows, config: DiarizationConfig) -> dict
 
 
 def measure(
-    run: Run,
+    run: Run[DiarizationConfig],
     store: Store,
     grid: FrameGrid,
     test: tuple[Sequence[Crop], NDArray],
@@ -183,8 +184,8 @@ def measure(
         "num_windows": len(errors),
         "test": corpus.to_json(),
         # Averages of rates, as the reference study reports: not comparable with anyone's DER.
-        "mean_window_der": _number(np.mean([e.der for e in scored])) if scored else None,
-        "mean_window_fixed_der": _number(np.mean([e.fixed_der for e in scored])) if scored else None,
+        "mean_window_der": _number(float(np.mean([e.der for e in scored]))) if scored else None,
+        "mean_window_fixed_der": _number(float(np.mean([e.fixed_der for e in scored]))) if scored else None,
         "recordings": {name: e.to_json() for name, e in windows.by_recording(errors).items()},
         "notes": notes,
     }
@@ -194,7 +195,9 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _write_activity(run: Run, store: Store, grid: FrameGrid, crops: Sequence[Crop], activity: NDArray) -> None:
+def _write_activity(
+    run: Run[DiarizationConfig], store: Store, grid: FrameGrid, crops: Sequence[Crop], activity: NDArray
+) -> None:
     weights = hashlib.sha256((run.path / MODEL).read_bytes()).hexdigest()
     facts = output_spec(
         "activity",

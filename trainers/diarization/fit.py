@@ -15,7 +15,7 @@ from featstore.extractors.device import pick_device
 from trainers import distributed
 from trainers.checkpoint import State, load_best, nothing_to_do, read_state
 from trainers.diarization import decode
-from trainers.diarization.config import DiarizationConfig
+from trainers.diarization.config import DiarizationConfig, FrozenConfig, UnfreezeConfig
 from trainers.diarization.data import Crop, FrameSource, Source, windows
 from trainers.diarization.evaluate import evaluate
 from trainers.diarization.loop import Training
@@ -26,7 +26,11 @@ from trainers.runs import Run
 
 
 def fit_diarizer(
-    run: Run, store: Store, *, progress: Progress | None = None, on_step: Callable[[State], None] | None = None
+    run: Run[DiarizationConfig],
+    store: Store,
+    *,
+    progress: Progress | None = None,
+    on_step: Callable[[State], None] | None = None,
 ) -> dict[str, Any]:
     """Train (or go on training) the run's model, tune decoding on dev, measure on test, and fill the run's folder.
 
@@ -57,10 +61,10 @@ def fit_diarizer(
             training.to_the_end()
             if ranks.first:
                 finished = _finish(run, store, sessions, training)
-        return finished if ranks.first else {}
+        return finished if finished and ranks.first else {}
 
 
-def _finished(run: Run) -> dict[str, Any] | None:
+def _finished(run: Run[DiarizationConfig]) -> dict[str, Any] | None:
     """The result of a run in which nothing is left to train or to measure."""
     if not all((run.path / name).exists() for name in (LAST, RESULT)):
         return None
@@ -69,25 +73,28 @@ def _finished(run: Run) -> dict[str, Any] | None:
     return nothing_to_do(result) if state.finished and result["epochs"] == len(state.history) else None
 
 
-def build(run: Run, store: Store, sessions: Sessions, device: torch.device) -> tuple[nn.Module, Source]:
+def build(
+    run: Run[DiarizationConfig], store: Store, sessions: Sessions, device: torch.device
+) -> tuple[nn.Module, Source]:
     """The model on its device, with initial weights drawn from the seed, and what feeds it."""
     config = run.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         length = max(1, round(config.crop_s / sessions.grid.step_s))
         sizes = {key: getattr(config, key) for key in ("speakers", "width", "layers", "heads", "ffn", "dropout")}
-        if config.kind == "unfreeze":
+        if isinstance(config, UnfreezeConfig):
             from trainers.diarization.unfreeze import AudioSource, UnfrozenMimi
 
-            source = AudioSource(store, config, length, device)
-            return UnfrozenMimi.make(store, config, sizes, length).to(device), source
+            audio = AudioSource(store, config, length, device)
+            return UnfrozenMimi.make(store, config, sizes, length).to(device), audio
+        assert isinstance(config, FrozenConfig)  # there are no others
         source = FrameSource(store, config, length, device)
         source.keep(_resident(source, sessions.train, config, device))
         return Adapter(source.dim, **sizes).to(device), source
 
 
 def _resident(
-    source: FrameSource, sessions: list[Session], config: DiarizationConfig, device: torch.device
+    source: FrameSource, sessions: list[Session], config: FrozenConfig, device: torch.device
 ) -> list[Session]:
     """The sessions to keep in device memory: all of them or none."""
     if config.resident == "auto":
@@ -97,7 +104,7 @@ def _resident(
     return sessions if config.resident == "yes" else []
 
 
-def _finish(run: Run, store: Store, sessions: Sessions, training: Training) -> dict[str, Any]:
+def _finish(run: Run[DiarizationConfig], store: Store, sessions: Sessions, training: Training) -> dict[str, Any]:
     """Measure the best weights and write result.json, which says that the run has finished."""
     config, state, model, source, device = run.config, training.state, training.model, training.source, training.device
     best = load_best(run, model)

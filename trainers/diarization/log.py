@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from trainers.checkpoint import State
 from trainers.config import ConfigError
+from trainers.diarization.config import DiarizationConfig
 from trainers.progress import Progress
 from trainers.runs import Run
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 # Reading the loss waits for the device, so look at it seldom.
 _LOOK_EVERY_S = 1.0
@@ -24,7 +28,7 @@ class Log:
     ConfigError : tensorboard is asked for and not installed.
     """
 
-    def __init__(self, run: Run, state: State, progress: Progress, *, first: bool) -> None:
+    def __init__(self, run: Run[DiarizationConfig], state: State, progress: Progress, *, first: bool) -> None:
         self._progress, self._epochs = progress, run.config.epochs
         self._looked = time.monotonic()
         self._board = _tensorboard(run, state.step) if run.config.tensorboard and first else None
@@ -52,8 +56,9 @@ class Log:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is done: say so in a line that stays."""
-        for name in ("train_loss", "dev_loss", "dev_der", "lr") if self._board is not None else ():
-            self._board.add_scalar(name, row[name], row["step"])
+        if self._board is not None:
+            for name in ("train_loss", "dev_loss", "dev_der", "lr"):
+                self._board.add_scalar(name, row[name], row["step"])
         self._progress.line(
             f"epoch {row['epoch']:3d}  step {row['step']:6d}  loss {row['train_loss']:.4f}  "
             f"dev loss {row['dev_loss']:.4f}  dev DER {row['dev_der']:6.2%}  "
@@ -61,7 +66,7 @@ class Log:
         )
 
 
-def _tensorboard(run: Run, step: int) -> Any:
+def _tensorboard(run: Run[DiarizationConfig], step: int) -> SummaryWriter:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

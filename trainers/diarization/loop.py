@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from evaluation.runs import LAST, MODEL
 from trainers.checkpoint import State, load_checkpoint, save_checkpoint, trained_tensors
-from trainers.diarization.config import DiarizationConfig
+from trainers.diarization.config import DiarizationConfig, UnfreezeConfig
 from trainers.diarization.data import Batch, CropSampler, Source, windows
 from trainers.diarization.evaluate import evaluate, run_model
 from trainers.diarization.log import Log
@@ -44,7 +44,7 @@ class Training:
 
     def __init__(
         self,
-        run: Run,
+        run: Run[DiarizationConfig],
         model: nn.Module,
         source: Source,
         sessions: Sessions,
@@ -174,7 +174,10 @@ def parameter_groups(model: nn.Module, config: DiarizationConfig) -> list[dict[s
     mimi = [p for name, p in named if name.startswith("mimi.")]
     rest = [p for name, p in named if not name.startswith("mimi.")]
     groups = [{"params": rest, "lr": config.lr, "clip": config.grad_clip}]
-    return groups + ([{"params": mimi, "lr": config.mimi_lr, "clip": config.mimi_grad_clip}] if mimi else [])
+    if mimi:
+        assert isinstance(config, UnfreezeConfig)  # no other model holds Mimi
+        groups.append({"params": mimi, "lr": config.mimi_lr, "clip": config.mimi_grad_clip})
+    return groups
 
 
 def learning_rate_factor(step: int, warmup_steps: int) -> float:

@@ -150,7 +150,7 @@ class AudioSource:
         out[at : at + len(wave)] = wave[: len(out) - at]
         return out
 
-    def batch(self, crops: Sequence[Crop], buffer: NDArray | None = None) -> Batch:
+    def batch(self, crops: Sequence[Crop]) -> Batch:
         """Read one batch of waves; a crop at the very start of its session has no context, so neither has a batch
         of such crops."""
         context = min(self._context, max(crop.start for crop in crops))
@@ -166,4 +166,4 @@ class AudioSource:
 
     def batches(self, crops: Sequence[Crop], size: int) -> Iterator[Batch]:
         """Batches of `size` crops in order; the next is decoded while the caller computes."""
-        return prefetched(crops, size, self.batch)
+        return prefetched(crops, size, lambda group, _: self.batch(group))
