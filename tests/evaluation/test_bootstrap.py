@@ -98,7 +98,9 @@ def test_paired_difference_is_narrower_than_either_interval() -> None:
         better, same, left, right, np.random.default_rng(5), baseline=worse, num_resamples=200
     )
     assert difference is not None
-    assert difference.high < 0
+    eers = [det_curve(scores, same).eer[0] for scores in (better, worse)]
+    assert difference.estimate == pytest.approx(eers[0] - eers[1])
+    assert difference.low < difference.estimate < difference.high < 0
     assert difference.share_below_zero > 0.975
     assert difference.high - difference.low < interval.high - interval.low
     _, none = eer_intervals(better, same, left, right, np.random.default_rng(5), baseline=better, num_resamples=20)
@@ -118,6 +120,9 @@ def test_what_cannot_be_resampled_is_refused() -> None:
         ratio_intervals([1.0], [2.0], rng)
     with pytest.raises(ValueError, match="sum more than 0"):
         ratio_intervals([1.0, 0.0], [0.0, 0.0], rng)
+    assert ratio_intervals([1.0, 2.0], [3.0, 4.0], rng)[0].num_resamples == 1000
+    by_speaker, _ = eer_intervals(scores, same, left, right, rng)
+    assert by_speaker.num_resamples + by_speaker.num_degenerate == 1000
     with pytest.raises(ValueError, match="level"):
         ratio_intervals([1.0, 2.0], [3.0, 4.0], rng, level=95)
 
@@ -149,6 +154,39 @@ def test_ratio_interval_equals_scipy() -> None:
     _, difference = ratio_intervals(errors, totals, rng, baseline=errors + 0.02 * totals)
     assert difference is not None
     assert (difference.low, difference.high) == pytest.approx((-0.02, -0.02))
+
+
+def test_ratios_and_their_difference_by_hand() -> None:
+    """Three recordings of 10, 20 and 70 s; a draw counts each as often as it came up, in errors and in seconds."""
+    errors, others, totals = [5.0, 4.0, 7.0], [2.0, 8.0, 7.0], [10.0, 20.0, 70.0]
+    interval, difference = ratio_intervals(
+        errors, totals, np.random.default_rng(3), baseline=others, num_resamples=40, level=0.8
+    )
+    rates, gaps = [], []
+    for draw in draw_multiplicities(3, 40, np.random.default_rng(3)):
+        names = [name for name, times in enumerate(draw) for _ in range(times)]
+        assert len(names) == 3
+        seconds = sum(totals[name] for name in names)
+        rates.append(sum(errors[name] for name in names) / seconds)
+        gaps.append(sum(errors[name] - others[name] for name in names) / seconds)
+    assert difference is not None
+    for found, values, estimate in ((interval, rates, 16 / 100), (difference, gaps, -1 / 100)):
+        assert found.estimate == pytest.approx(estimate)
+        assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, [0.1, 0.9])))
+        below = sum(value < 0 for value in values) + sum(value == 0 for value in values) / 2
+        assert found.share_below_zero == pytest.approx(below / 40)
+        assert (found.level, found.num_units, found.num_resamples, found.num_degenerate) == (0.8, 3, 40, 0)
+    assert 0 < difference.share_below_zero < 1
+
+
+def test_a_draw_without_speech_has_no_ratio() -> None:
+    interval, difference = ratio_intervals(
+        [1.0, 2.0], [4.0, 0.0], np.random.default_rng(0), baseline=[1.0, 1.0], num_resamples=100
+    )
+    assert difference is not None
+    assert 10 < interval.num_degenerate == difference.num_degenerate < 40  # one draw in four is the second one twice
+    assert interval.num_resamples == 100 - interval.num_degenerate
+    assert (interval.low, interval.high) == (0.25, 0.75)  # the first one twice; each once: 3 s of errors in 4 s
 
 
 def test_a_thousand_resamples_of_voxceleb_take_seconds() -> None:

@@ -15,8 +15,10 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from cli.evaluation import app
+from evaluation.bootstrap import ratio_intervals
 from evaluation.diarization import DiarizationErrors, score
 from evaluation.report import report
+from evaluation.results import paired_difference, read_run
 from evaluation.rttm import write_rttm, write_uem
 from evaluation.turns import Turns
 from evaluation.verification import evaluate_scores
@@ -202,6 +204,35 @@ def test_a_figure_that_does_not_follow_from_its_files_stands_on_top(runs: list[P
     assert "10.00 %" in failed["found"]
     assert "Checks that failed" in (tmp_path / "out" / "report.html").read_text()
     assert "Checks that failed" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_the_command_resamples_as_often_and_from_the_seed_it_is_given(runs: list[Path], tmp_path: Path) -> None:
+    fusion, adapter, probe = (
+        next(path for path in runs if path.name == name) for name in ("fusion", "adapter", "probe")
+    )
+    result = json.loads((fusion / "result.json").read_text())
+    result["recordings"]["m2"] |= {"missed_s": 3.0, "confusion_s": 0.25}  # so that the recordings differ
+    (fusion / "result.json").write_text(json.dumps(result))
+    arguments = ["report", str(fusion), str(adapter), str(probe), "--out", str(tmp_path / "out")]
+    out = CliRunner().invoke(app, [*arguments, "--bootstrap", "7", "--seed", "3", "--json"])
+    assert out.exit_code == 0, out.output
+    facts = json.loads(out.stdout)
+    row = next(row for row in facts["experiments"] if row["id"] == "3")["sound"]
+    by_name = {line["what"]: line for line in row["lines"]}
+    errors = [sum(r[k] for k in ("missed_s", "false_alarm_s", "confusion_s")) for r in result["recordings"].values()]
+    expected, _ = ratio_intervals(errors, [10, 10], np.random.default_rng(3), num_resamples=7)
+    assert by_name["DER"]["interval"] == expected.to_json()
+    test = result["test"]
+    assert [(line["what"], line["value"]) for line in row["lines"]] == [
+        ("DER", test["der"]), ("FA+Miss", test["detection"]), ("confusion", test["confusion"]), ("JER", test["jer"])
+    ]  # fmt: skip
+    assert row["on"] == "2 recordings, 0.3 min; threshold 0.5, median 5, tuned on dev"
+    runs_of = {run["name"]: run for run in facts["runs"]}
+    assert runs_of["probe"]["figures"]["probe"]["interval"]["num_resamples"] == 7
+    found = [read_run(path) for path in (fusion, adapter)]
+    gap = paired_difference(*found, 7, 3)
+    assert any(f"{100 * gap.low:.1f} … {100 * gap.high:.1f}" in told for told in facts["findings"] if "TitaNet" in told)
+    assert paired_difference(*found, 7, 0) != gap
 
 
 def test_the_command_says_where_the_page_is(runs: list[Path], tmp_path: Path) -> None:

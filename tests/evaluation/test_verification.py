@@ -234,9 +234,15 @@ def test_eer_command_prints_one_json_object(small_store: Path) -> None:
     assert "UNTRAINED" in data["warnings"][0]
     assert "UNTRAINED" in err
     assert json.loads(run(*arguments, "--json", "--bootstrap", 50, "--seed", 3)[1]) == data
-    code, out, err = run(*arguments, "--centre")
+    code, out, err = run(*arguments, "--centre", "--json")
     assert code == 0
-    assert "EER" in out
+    centred = json.loads(out)
+    # The train split is s0, whose direction is taken off all: what they share with it goes, what differs stays.
+    assert (data["centred"], centred["centred"]) == (False, True)
+    store = featstore.open(small_store / "store")
+    scored = score_trials(store, "toy", read_trials(small_store / "trials.txt"), centre=True)
+    assert centred["mean_different"] == pytest.approx(evaluate_scores(scored.scores, scored.trials.same).mean_different)
+    assert abs(centred["mean_different"] - data["mean_different"]) > 0.1
     assert "UNTRAINED" in err
 
 

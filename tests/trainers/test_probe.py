@@ -7,14 +7,19 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
 
 import featstore
 from cli.trainers import app
 from evaluation.trials import read_trials, score_trials
+from evaluation.verification import evaluate_scores
 from featstore import Utterance
 from tests.sessions import spec
 from trainers.config import ConfigError, FitConfig
+from trainers.linear_probe import LinearProbe
 from trainers.probe import fit_probe, load_data
 from trainers.runs import Run
 
@@ -115,10 +120,69 @@ def test_one_utterance_a_speaker_is_cut_into_pieces(tmp_path):
     np.testing.assert_allclose(pieces[1], expected, rtol=1e-5)
 
 
-def test_pooled_features_are_concatenated(made, tmp_path):
-    store, trials = made
-    data = load_data(Run.create(tmp_path / "r", config(trials), store), store)
-    np.testing.assert_array_equal(data.trial_vectors, store.pooled("mimi", data.ids))
+def test_pooled_features_are_concatenated(tmp_path):
+    """In the order of the settings, of training vectors, pieces and trials alike."""
+    store = make(tmp_path / "s", per_speaker=1, frames=100)
+    with featstore.writer(store.path, spec("titanet", dim=3)) as writer:
+        for number, id in enumerate(store.ids):
+            writer.add(store.utterance(id), np.arange(100)[:, None] / 64 + [number, 0, -number])
+    store = featstore.open(store.path)
+    trials = write_trials(tmp_path / "t.txt", [f"test{s}/0" for s in range(5)])
+    for feature, names in (("mimi+titanet", ("mimi", "titanet")), ("titanet+mimi", ("titanet", "mimi"))):
+        data = load_data(Run.create(tmp_path / "r", config(trials, f"feature={feature}"), store), store)
+        pooled = [store.pooled(name, data.ids) for name in names]
+        np.testing.assert_array_equal(data.trial_vectors, np.concatenate(pooled, axis=1))
+        train = [f"train{s}/0" for s in range(8)]
+        pooled = [store.pooled(name, train) for name in names]
+        np.testing.assert_array_equal(data.vectors[data.whole], np.concatenate(pooled, axis=1))
+        second = [store.frames(name, "train3/0", 38, 76).astype(np.float32).mean(0) for name in names]
+        piece = data.vectors[~data.whole][data.speakers[~data.whole] == "train3"][1]
+        np.testing.assert_allclose(piece, np.concatenate(second), rtol=1e-5)
+
+
+def test_every_system_is_fitted_on_training_vectors_alone(tmp_path):
+    """Scores from the trial vectors, once more by NumPy and scikit-learn; pieces train, but do not move the mean."""
+    store = make(tmp_path / "s", train=6, test=4, per_speaker=2, frames=100)
+    trials = write_trials(tmp_path / "t.txt", [f"test{s}/{k}" for s in range(4) for k in range(2)])
+    run, result = fit(tmp_path / "run", store, trials, "piece_s=2")
+    data = load_data(run, store)
+    assert (int(data.whole.sum()), len(data.vectors)) == (12, 12 + 12 * 4)
+    mean = store.pooled("mimi", [f"train{s}/{k}" for s in range(6) for k in range(2)]).mean(0)
+    scaler = StandardScaler().fit(data.vectors)
+    train, test = scaler.transform(data.vectors), scaler.transform(data.trial_vectors)
+    lda = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto").fit(train, data.speakers)
+    logreg = LogisticRegression(max_iter=200).fit(train, data.speakers)
+    probe = LinearProbe(0.02, 60, 256, "cpu", 0).fit(data.vectors, data.speakers)
+    spaces = {
+        "raw": data.trial_vectors,
+        "raw_centred": data.trial_vectors - mean,
+        "probe": data.trial_vectors @ probe.coef_.T,
+        "lda": lda.transform(test),
+        "logreg": test @ logreg.coef_.T,
+    }
+    table = pq.read_table(run.path / "scores.parquet")
+    left, right = data.trials.left, data.trials.right
+    for name, space in spaces.items():
+        unit = space / np.linalg.norm(space, axis=1, keepdims=True)
+        expected = (unit[left] * unit[right]).sum(1)
+        np.testing.assert_allclose(table[name].to_numpy(), expected, atol=2e-5, err_msg=name)
+        assert result["systems"][name]["eer"] == evaluate_scores(table[name].to_numpy(), data.trials.same).eer
+    tensors, _ = run.read_tensors("model.safetensors")
+    np.testing.assert_allclose(tensors["train_mean"], mean, rtol=1e-5)
+    np.testing.assert_array_equal(tensors["weight"], probe.coef_)
+    np.testing.assert_array_equal(tensors["bias"], probe.intercept_)
+    whole = data.vectors[data.whole]
+    assert result["train_accuracy"] == pytest.approx(np.mean(probe.predict(whole) == data.speakers[data.whole]))
+    assert (result["num_utterances"], result["num_pieces"], result["piece_s"]) == (12, 48, 2)
+
+
+def test_the_seed_decides_the_probe(made, tmp_path):
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run, _ = fit(tmp_path / name, made[0], made[1], f"seed={seed}", "epochs=1")
+        weights.append(run.read_tensors("model.safetensors")[0]["weight"].numpy())
+    np.testing.assert_array_equal(weights[0], weights[1])
+    assert np.abs(weights[0] - weights[2]).max() > 0.01
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,14 @@ from featstore.settings import table
 from tests.conftest import ROOT
 from tests.sessions import make_store
 from trainers import kinds
+from trainers.checkpoint import State, load_best
 from trainers.config import ConfigError, FitConfig
+from trainers.diarization.data import windows
 from trainers.diarization.decode import FrameTally
-from trainers.diarization.fit import fit_diarizer
+from trainers.diarization.evaluate import evaluate
+from trainers.diarization.fit import _notes, build, fit_diarizer
 from trainers.diarization.loop import learning_rate_factor
+from trainers.diarization.sessions import load_sessions
 from trainers.distributed import Ranks
 from trainers.runs import Run, RunError
 
@@ -165,6 +169,39 @@ def test_a_run_writes_what_it_says(store, tmp_path):
     assert outputs.utterance("test/0").turns == store.utterance("test/0").turns
 
 
+def test_the_best_weights_are_measured_and_not_the_last(store, tmp_path):
+    """At this rate the dev loss rises again before the end."""
+    run, result = fit(tmp_path / "run", store, "lr=0.1", "warmup_steps=0", "grad_clip=100", "epochs=4")
+    losses = [float(row["dev_loss"]) for row in timeless_history(run)]
+    assert result["best_epoch"] == 1 + losses.index(min(losses)) < 4
+    assert result["best_dev_loss"] == pytest.approx(min(losses))
+    sessions = load_sessions(store, run.config)
+    model, source = build(run, store, sessions, torch.device("cpu"))
+    load_best(run, model)
+
+    def of(chosen):
+        return evaluate(model, source, windows(chosen, source.length), run.config, torch.device("cpu"))
+
+    assert of(sessions.dev).loss == pytest.approx(min(losses), rel=1e-5)
+    outputs = featstore.open(run.path / "outputs")
+    for session in sessions.test:
+        np.testing.assert_array_equal(
+            outputs.frames("activity", session.id), np.concatenate(of([session]).activity)[:125]
+        )
+    last, _ = run.read_tensors("last.safetensors")
+    assert any(not torch.equal(last[f"model.{name}"], value) for name, value in model.named_parameters())
+
+
+def test_a_result_says_what_must_be_known_of_its_training():
+    """Speech of a fifth speaker, and a warm-up that did not end."""
+    state = State(step=9, history=[{"dropped_frames": 3}, {"dropped_frames": 4}])
+    assert _notes(config("warmup_steps=10", "speakers=4"), state) == [
+        "training ended after 9 steps, inside the warm-up of 10",
+        "7 frames of training speech had no channel: more than 4 speakers in a crop",
+    ]
+    assert _notes(config("warmup_steps=9"), State(step=9, history=[{"dropped_frames": 0}])) == []
+
+
 def test_the_reference_protocol_scores_padding_and_tunes_on_what_it_reports(store, tmp_path):
     run, result = fit(tmp_path / "run", store, protocol="reference")
     assert result["decoding"]["tuned_on"] == "test" and result["decoding"]["mapping"] == "fixed"
@@ -293,15 +330,23 @@ def test_processes_share_each_batch_and_fill_up_the_last():
 
 @pytest.mark.slow
 def test_two_processes_train_together(store, tmp_path):
-    settings = [word for s in (*TINY, "crops_per_epoch=8") for word in ("--set", s)]
+    settings = [word for s in (*TINY, "crops_per_epoch=8", "dropout=0") for word in ("--set", s)]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "cli.trainers", "fit"]
     arguments = ["adapter", "--store", str(store.path), "--out", str(tmp_path / "two"), *settings]
     threads = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, *arguments], cwd=ROOT, check=True, capture_output=True, env=threads)
-    two = json.loads((tmp_path / "two" / "result.json").read_text())
-    _, one = fit(tmp_path / "one", store, "crops_per_epoch=8", "dropout=0")
-    assert (two["ranks"], two["steps"]) == (2, one["steps"])
-    assert np.isfinite(two["best_dev_loss"])
+    run, two = Run.open(tmp_path / "two"), json.loads((tmp_path / "two" / "result.json").read_text())
+    alone, one = fit(tmp_path / "one", store, "crops_per_epoch=8", "dropout=0")
+    assert (two["ranks"], two["steps"]) == (2, one["steps"]) == (2, 12)
+    # Crops of equal length: the mean of both halves' gradients is the whole batch's, so the weights are one process's.
+    for name in ("model.safetensors", "last.safetensors"):
+        a, b = run.read_tensors(name)[0], alone.read_tensors(name)[0]
+        assert a.keys() == b.keys()
+        for key in a:
+            torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5)
+    for ours, theirs in zip(timeless_history(run), timeless_history(alone), strict=True):
+        assert float(ours["dev_loss"]) == pytest.approx(float(theirs["dev_loss"]), rel=1e-4)
+        assert ours["dropped_frames"] == theirs["dropped_frames"]
 
 
 def test_frame_tally_by_hand():
