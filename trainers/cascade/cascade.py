@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -142,14 +142,14 @@ class Cascade:
         RunError : missing, damaged, or not of a cascade.
         """
         tensors, facts = run.read_tensors(MODEL)
-        config = run.config
+        config = cast(CascadeConfig, run.config)
         try:
-            scales = [Scale(tensors[f"{p}.mean"].numpy(), tensors[f"{p}.size"].numpy()) for p in ("when", "who")]
-            head = new_head(config, len(scales[0].mean), facts["classes"])
+            when, who = (Scale(tensors[f"{p}.mean"].numpy(), tensors[f"{p}.size"].numpy()) for p in ("when", "who"))
+            head = new_head(config, len(when.mean), facts["classes"])
             head.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
             chosen = facts["choice"]
             choice = Choice(**{**chosen, "decoding": Decoding(**chosen["decoding"])})
-            return cls(config, FrameGrid(**facts["grid"]), head.to(device), *scales, device, choice)
+            return cls(config, FrameGrid(**facts["grid"]), head.to(device), when, who, device, choice)
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise RunError(f"{run.path / MODEL}: not of a cascade, or damaged: {error}") from None
 

@@ -23,7 +23,7 @@ class CountHead(nn.Module):
 
     def __init__(self, dim: int, classes: int, *, width: int, dropout: float, substeps: int) -> None:
         super().__init__()
-        self.classes = classes
+        self.dim, self.classes, self.substeps = dim, classes, substeps
         self.enter = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(_Block(width, dilation, dropout) for dilation in _DILATIONS)
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, classes * substeps))
@@ -52,7 +52,7 @@ class _Block(nn.Module):
 
 def classes_of(labels: Sequence[NDArray[np.uint8]], counted: float) -> int:
     """How many counts are told apart: the fewest (0, 1, …) that at least `counted` of all labels are among; 2 or more."""
-    share = sum(np.bincount(each, minlength=256) for each in labels).cumsum()
+    share = np.sum([np.bincount(each, minlength=256) for each in labels], axis=0).cumsum()
     return max(2, int(np.argmax(share >= counted * share[-1])) + 1)
 
 
@@ -80,14 +80,14 @@ def train(
     labels : of each session, (frames · substeps,) how many speak; more than the head tells apart count as its most.
     """
     rng = np.random.default_rng([seed, 4])
-    substeps = head.leave[1].out_features // head.classes
+    substeps = head.substeps
     lengths = np.array([len(each) // substeps for each in labels])
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2), pct_start=0.1)
     head.train()
     for step in range(1, steps + 1):
         before = time.perf_counter()
-        frames = np.zeros((batch_size, crop_frames, head.enter.in_features), np.float32)
+        frames = np.zeros((batch_size, crop_frames, head.dim), np.float32)
         target = np.full((batch_size, crop_frames * substeps), _NOT_COUNTED, np.int64)
         for row, k in enumerate(rng.choice(len(labels), batch_size, p=lengths / lengths.sum()).tolist()):
             start = int(rng.integers(max(1, lengths[k] - crop_frames + 1)))
@@ -104,9 +104,9 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimizer.step()
-        row = {"step": step, "lr": schedule.get_last_lr()[0], "train_loss": float(loss.detach())}
+        facts = {"step": step, "lr": schedule.get_last_lr()[0], "train_loss": float(loss.detach())}
         schedule.step()
-        yield row | {"seconds": time.perf_counter() - before, "waited_s": waited_s}
+        yield facts | {"seconds": time.perf_counter() - before, "waited_s": waited_s}
     head.eval()
 
 

@@ -83,23 +83,56 @@ def prices_of(sets: NDArray[np.bool_], how: Decoding) -> NDArray[np.float64]:
 def best_paths(scores: Sequence[NDArray[np.float64]], prices: Sequence[NDArray[np.float64]]) -> list[NDArray[np.int64]]:
     """Viterbi: the path of the highest score through each table, (steps,) columns.
 
+    All tables go side by side, so that Python's share is that of the longest alone.
+
     Parameters
     ----------
     scores : tables (steps, states).
     prices : (states, states) of each, added on going from one state to another.
     """
-    paths: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(scores)
-    for group in _groups([s.shape for s in scores]):
-        for k, path in zip(group, _together([scores[k] for k in group], [prices[k] for k in group]), strict=True):
-            paths[k] = path
+    order = sorted(range(len(scores)), key=lambda k: -len(scores[k]))
+    lengths = [len(scores[k]) for k in order]
+    paths: list[NDArray[np.int64]] = [np.zeros(len(each), np.int64) for each in scores]
+    order = order[: sum(length > 0 for length in lengths)]
+    if not order:
+        return paths
+    states = max(scores[k].shape[1] for k in order)
+    table = np.full((lengths[0], len(order), states), -np.inf, np.float32)
+    price = np.full((len(order), states, states), -np.inf)
+    for row, k in enumerate(order):
+        table[: len(scores[k]), row, : scores[k].shape[1]] = scores[k]
+        price[row, : len(prices[k]), : len(prices[k])] = prices[k]
+    back = np.zeros(table.shape, np.int16)
+    best = table[0].astype(np.float64)
+    for step in range(1, lengths[0]):
+        going = sum(length > step for length in lengths)
+        total = best[:going, :, None] + price[:going]
+        back[step, :going] = total.argmax(1)
+        best[:going] = total.max(1) + table[step, :going]  # of those that are over, the last stays
+    for row, k in enumerate(order):
+        path = paths[k]
+        path[-1] = best[row].argmax()
+        for step in range(len(path) - 1, 0, -1):
+            path[step - 1] = back[step, row, path[step]]
     return paths
 
 
-def _groups(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
-    """Tables of like length, as many as may be held side by side."""
+def decode(recordings: Sequence[Evidence], at_once: int, how: Decoding) -> list[NDArray[np.bool_]]:
+    """Who speaks in each recording, (answers, voices)."""
+    sets = [sets_of(each.cosines.shape[1], at_once) for each in recordings]
+    active: list[NDArray[np.bool_]] = [np.zeros((0, 0), np.bool_)] * len(recordings)
+    for group in _groups([(len(each.counts), len(table)) for each, table in zip(recordings, sets, strict=True)]):
+        scores = [scores_of(recordings[k], sets[k], how) for k in group]
+        for k, path in zip(group, best_paths(scores, [prices_of(sets[k], how) for k in group]), strict=True):
+            active[k] = sets[k][path]
+    return active
+
+
+def _groups(shapes: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+    """Tables (steps, states) of like length, as many as may be held side by side."""
     group: list[int] = []
     states = 0
-    for k in sorted((k for k, shape in enumerate(shapes) if shape[0]), key=lambda k: -shapes[k][0]):
+    for k in sorted(range(len(shapes)), key=lambda k: -shapes[k][0]):
         states = max(states, shapes[k][1])
         if group and (len(group) + 1) * shapes[group[0]][0] * states > _MOST_CELLS:
             yield group
@@ -107,46 +140,6 @@ def _groups(shapes: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
         group.append(k)
     if group:
         yield group
-
-
-def _together(scores: Sequence[NDArray[np.float64]], prices: Sequence[NDArray[np.float64]]) -> list[NDArray[np.int64]]:
-    """`best_paths` of tables side by side, the longest first: a step of Python does all of them."""
-    lengths = [len(s) for s in scores]
-    states = max(s.shape[1] for s in scores)
-    table = np.full((lengths[0], len(scores), states), -np.inf, np.float32)
-    price = np.full((len(scores), states, states), -np.inf)
-    for k, (score, cost) in enumerate(zip(scores, prices, strict=True)):
-        table[: len(score), k, : score.shape[1]] = score
-        price[k, : len(cost), : len(cost)] = cost
-    back = np.zeros((lengths[0], len(scores), states), np.int16)
-    best = table[0].astype(np.float64)
-    last = [best[k] if length == 1 else None for k, length in enumerate(lengths)]
-    for step in range(1, lengths[0]):
-        here = sum(length > step for length in lengths)  # they are in order of length
-        total = best[:here, :, None] + price[:here]
-        back[step, :here] = total.argmax(1)
-        best = total.max(1) + table[step, :here]
-        for k in range(here):
-            if lengths[k] == step + 1:
-                last[k] = best[k]
-    paths = []
-    for k, length in enumerate(lengths):
-        path = np.empty(length, np.int64)
-        path[-1] = np.argmax(last[k])
-        for step in range(length - 1, 0, -1):
-            path[step - 1] = back[step, k, path[step]]
-        paths.append(path)
-    return paths
-
-
-def decode(recordings: Sequence[Evidence], at_once: int, how: Decoding) -> list[NDArray[np.bool_]]:
-    """Who speaks in each recording, (answers, voices)."""
-    sets = [sets_of(each.cosines.shape[1], at_once) for each in recordings]
-    paths = best_paths(
-        [scores_of(each, table, how) for each, table in zip(recordings, sets, strict=True)],
-        [prices_of(table, how) for table in sets],
-    )
-    return [table[path] for table, path in zip(sets, paths, strict=True)]
 
 
 def smooth_counts(counts: NDArray[np.float32], change: float) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -44,12 +44,13 @@ def fit_cascade(run: Run, store: Store, *, progress: Progress | None = None) -> 
     """
     if (run.path / RESULT).exists():
         return nothing_to_do(run.read_json(RESULT))
+    config = cast(CascadeConfig, run.config)
     began = time.perf_counter()
     shown = progress if progress is not None else Unseen()
-    device = pick_device(run.config.device)
-    sessions = load_sessions(store, run.config)
+    device = pick_device(config.device)
+    sessions = load_sessions(store, config)
     run.begin()
-    cascade, costs = _train(run, store, sessions, device, shown)
+    cascade, costs = _train(run, config, store, sessions, device, shown)
 
     dev = Truth(sessions.dev, sessions.grid)
     heard = [cascade.listen(store, session) for session in dev.sessions]
@@ -63,11 +64,11 @@ def fit_cascade(run: Run, store: Store, *, progress: Progress | None = None) -> 
     test.write(run.path, turns)
     errors = test.score(turns)
     result = {
-        "kind": run.config.kind,
-        "protocol": run.config.protocol,
-        "features": list(run.config.features),
-        "when": list(run.config.when_features),
-        "who": list(run.config.who_features),
+        "kind": config.kind,
+        "protocol": config.protocol,
+        "features": list(config.features),
+        "when": list(config.when_features),
+        "who": list(config.who_features),
         "warnings": run.warnings,
         "parameters": count_parameters(cascade.head),
         "trainable_parameters": count_parameters(cascade.head),
@@ -98,12 +99,11 @@ def fit_cascade(run: Run, store: Store, *, progress: Progress | None = None) -> 
 
 
 def _train(
-    run: Run, store: Store, sessions: Sessions, device: torch.device, shown: Progress
+    run: Run, config: CascadeConfig, store: Store, sessions: Sessions, device: torch.device, shown: Progress
 ) -> tuple[Cascade, dict[str, Any]]:
     """The head, trained, with the scales of both parts; and what it cost."""
-    config: CascadeConfig = run.config
     known = sessions.train
-    scales = [scale_of(store, names, known, config.seed) for names in (config.when_features, config.who_features)]
+    when, who = (scale_of(store, names, known, config.seed) for names in (config.when_features, config.who_features))
     labels = [counts(session, sessions.grid, config.substeps) for session in known]
     rows: list[dict[str, Any]] = []
     busy_s, waited_s, loss, done = 0.0, 0.0, 0.0, 0
@@ -112,11 +112,11 @@ def _train(
         torch.manual_seed(config.seed)
         # Counts that sets of voices cannot have are the last ones'; a head tells at least 0, 1 and 2 apart.
         classes = max(config.at_once + 1, classes_of(labels, config.counted))
-        head = new_head(config, len(scales[0].mean), classes).to(device)
+        head = new_head(config, len(when.mean), classes).to(device)
         training = train(
             head,
             labels,
-            lambda k, start, stop: scales[0](read(store, config.when_features, known[k].id, start, stop)),
+            lambda k, start, stop: when(read(store, config.when_features, known[k].id, start, stop)),
             crop_frames=max(1, round(config.crop_s / sessions.grid.step_s)),
             batch_size=config.batch_size,
             steps=config.steps,
@@ -136,7 +136,7 @@ def _train(
                 shown.update(row["step"], config.steps, f"counting, loss {rows[-1]['train_loss']:.4f}")
     run.write_history(rows)
     costs = {"steps": config.steps, "step_seconds": busy_s / config.steps, "input_share": waited_s / busy_s}
-    return Cascade(config, sessions.grid, head, *scales, device), costs
+    return Cascade(config, sessions.grid, head, when, who, device), costs
 
 
 def _notes(sessions: Sessions, errors: Mapping[str, DiarizationErrors]) -> list[str]:

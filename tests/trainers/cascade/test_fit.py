@@ -216,7 +216,7 @@ def test_wrong_settings(settings, message):
         FitConfig.make("cascade", settings=settings)
 
 
-def test_the_command_and_the_report(store, fitted, tmp_path):
+def test_the_commands(store, fitted, tmp_path):
     run, result = fitted
     words = ["fit", "cascade", "--store", store.address, "--out", str(tmp_path / "out")]
     out = CliRunner().invoke(app, [*words, "--protocol", "reference"])
@@ -228,8 +228,8 @@ def test_the_command_and_the_report(store, fitted, tmp_path):
     )
     assert out.exit_code == 0, out.output
     assert f"true when own who      {result['ceilings']['true_when_own_who']['test']['der']:7.2%}" in out.stdout
-    out = CliRunner().invoke(evaluation, ["doctor", str(run.path), "--store", store.address])
-    assert out.exit_code in (0, 1) and f"{run.path}: DER, taken again" in out.stdout
+    out = CliRunner().invoke(evaluation, ["doctor", str(run.path)])
+    assert out.exit_code == 0, out.output
 
 
 def test_the_report_has_its_row_and_its_timelines(tmp_path):

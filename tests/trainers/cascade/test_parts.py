@@ -194,14 +194,28 @@ def test_six_frames_by_hand():
     assert free[2].tolist() == [False, False]  # without a price, the doubtful frame is silence
 
 
-def test_many_recordings_at_once_are_each_as_alone(monkeypatch):
+def test_many_tables_at_once_are_each_as_alone():
     rng = np.random.default_rng(0)
     scores = [rng.standard_normal((n, k)) for n, k in ((6, 3), (1, 2), (4, 1), (6, 4), (0, 2), (5, 2))]
     prices = [-rng.random((s.shape[1], s.shape[1])) for s in scores]
-    alone = [every_path(s, p) for s, p in zip(scores, prices, strict=True)]
-    assert [path.tolist() for path in best_paths(scores, prices)] == alone
-    monkeypatch.setattr("trainers.cascade.decoding._MOST_CELLS", 20)  # few side by side
-    assert [path.tolist() for path in best_paths(scores, prices)] == alone
+    assert [path.tolist() for path in best_paths(scores, prices)] == [
+        every_path(s, p) for s, p in zip(scores, prices, strict=True)
+    ]
+
+
+def test_many_recordings_at_once_are_each_as_alone(monkeypatch):
+    rng = np.random.default_rng(1)
+    found = []
+    for answers, voices in ((9, 3), (0, 2), (30, 1), (7, 4), (30, 2)):
+        log_p = np.log(rng.dirichlet(np.ones(3), answers)).astype(np.float32)
+        directions = unit(rng.standard_normal((voices, 5))).astype(np.float32)
+        frames = unit(rng.standard_normal((answers, 5))).astype(np.float32)
+        found.append(Evidence(log_p, frames @ directions.T, directions @ directions.T))
+    how = Decoding(change=1.0)
+    alone = [decode([each], 2, how)[0].tolist() for each in found]
+    assert [active.tolist() for active in decode(found, 2, how)] == alone
+    monkeypatch.setattr("trainers.cascade.decoding._MOST_CELLS", 100)  # few side by side
+    assert [active.tolist() for active in decode(found, 2, how)] == alone
 
 
 def test_nobody_found_is_silence():
