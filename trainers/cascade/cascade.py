@@ -18,9 +18,10 @@ from trainers.cascade.clusters import Pieces, groupings, pieces_of, unit, voices
 from trainers.cascade.config import CascadeConfig
 from trainers.cascade.counting import CountHead, predict
 from trainers.cascade.decoding import Decoding, Evidence, decode, smooth_counts
-from trainers.cascade.inputs import Scale, finer, read
+from trainers.cascade.inputs import finer, read
 from trainers.diarization.sessions import Session
 from trainers.runs import Run, RunError
+from trainers.scale import Scale
 
 # Price of a change of the count where stretches with one speaker are looked for, before there are voices.
 _CHANGE = 3.0

@@ -18,7 +18,7 @@ from trainers.cascade.ceilings import ceilings
 from trainers.cascade.choosing import choose
 from trainers.cascade.config import CascadeConfig
 from trainers.cascade.counting import classes_of, train
-from trainers.cascade.inputs import counts, read, scale_of
+from trainers.cascade.inputs import counts, read
 from trainers.cascade.measuring import Truth, summed
 from trainers.checkpoint import nothing_to_do
 from trainers.diarization.loop import peak_memory_bytes
@@ -26,6 +26,7 @@ from trainers.diarization.models import count_parameters
 from trainers.diarization.sessions import Sessions, load_sessions
 from trainers.progress import Progress, Unseen
 from trainers.runs import Run, RunError
+from trainers.scale import scale_of
 
 _ROWS = 20  # of history.csv
 
@@ -103,7 +104,7 @@ def _train(
 ) -> tuple[Cascade, dict[str, Any]]:
     """The head, trained, with the scales of both parts; and what it cost."""
     known = sessions.train
-    when, who = (scale_of(store, names, known, config.seed) for names in (config.when_features, config.who_features))
+    when, who = (scale_of(store, names, [s.id for s in known]) for names in (config.when_features, config.who_features))
     labels = [counts(session, sessions.grid, config.substeps) for session in known]
     rows: list[dict[str, Any]] = []
     busy_s, waited_s, loss, done = 0.0, 0.0, 0.0, 0

@@ -24,9 +24,10 @@ from trainers.cascade.decoding import (
     sets_of,
     smooth_counts,
 )
-from trainers.cascade.inputs import counts, finer, scale_of
+from trainers.cascade.inputs import counts, finer
 from trainers.config import FitConfig
 from trainers.diarization.sessions import load_sessions
+from trainers.scale import scale_of
 
 # ---- counts and scale
 
@@ -49,7 +50,7 @@ def two_features(tmp_path):
 
 def test_a_feature_loses_its_mean_vector_and_is_divided_by_one_number(two_features):
     store, sessions = two_features
-    scale = scale_of(store, ("small", "large"), sessions.train, seed=0)
+    scale = scale_of(store, ("small", "large"), [s.id for s in sessions.train])
     assert scale.mean.tolist() == [1 / 8, 2 / 8, 110, 120]  # of train: dev and test are 50 higher
     # variances 1 and 4 of the values: sqrt((1 + 4) / 2), one number for both dimensions
     size = np.sqrt(2.5)
