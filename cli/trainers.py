@@ -39,6 +39,8 @@ Examples:
 
   trainers fit fusion --store STORE --out runs/fusion --config fusion.toml --set epochs=20 --set sampling='ami*:3'
 
+  trainers fit cascade --store STORE --out runs/cascade --set when=mimi --set who=titanet
+
   trainers fit adapter --store STORE --out runs/adapter --resume          (goes on where it was killed)
 
   torchrun --nproc-per-node 4 -m cli.trainers fit adapter --store STORE --out runs/adapter     (four GPUs)
@@ -52,7 +54,12 @@ Every setting of a kind, with default, range and meaning:
 @app.command(epilog=_EXAMPLES)
 @user_errors()
 def fit(
-    kind: Annotated[Kind, typer.Argument(help="probe: who, linearly; the others: who spoke when.")],
+    kind: Annotated[
+        Kind,
+        typer.Argument(
+            help="probe: who, linearly; the others: who spoke when (cascade: when and who apart, whole recordings)."
+        ),
+    ],
     store: Annotated[Path, typer.Option(help="The store with the features.")],
     out: Annotated[Path, typer.Option(help="The run's folder; must not exist unless --resume.")],
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
@@ -97,10 +104,14 @@ def _show(result: dict[str, Any], out: Path) -> None:
         for name, figures in result["systems"].items():
             print(f"  {name:12s} EER {figures['eer']:7.2%}")
     else:
-        print(f"{result['protocol']} protocol, {result['parameters']:,} parameters, best epoch {result['best_epoch']}")
+        best = f", best epoch {result['best_epoch']}" if "best_epoch" in result else ""
+        print(f"{result['protocol']} protocol, {result['parameters']:,} parameters{best}")
         figures = result["test"]
         for name, key in (("DER", "der"), ("DER, fixed channels", "fixed_der"), ("missed + false alarm", "detection")):
             print(f"  {name:22s} {'—' if figures[key] is None else format(figures[key], '7.2%')}")
+        for words, ceiling in result.get("ceilings", {}).items():
+            figure = ceiling["test"]["der"]
+            print(f"  {words.replace('_', ' '):22s} {'—' if figure is None else format(figure, '7.2%')}")
         if result["input_share"] is not None:
             print(f"  input {result['input_share']:.2%} of the step time")
     for note in result["notes"]:

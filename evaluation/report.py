@@ -136,14 +136,20 @@ def _diarization(run: RunFacts) -> dict[str, Any]:
         }
     else:
         lines = {"DER": "der", "FA+Miss": "detection", "confusion": "confusion", "JER": "jer"}
-    return {
-        "lines": [
-            {"what": what, "value": figures[key], "interval": figures.get(f"{key}_interval")}
-            for what, key in lines.items()
-        ],
-        "on": f"{figures['num_recordings']} recordings, {figures['scored_s'] / 60:.1f} min; threshold "
-        f"{tuned['threshold']:g}, median {tuned['median']}, tuned on {tuned['tuned_on']}",
-    }
+    told = [
+        {"what": what, "value": figures[key], "interval": figures.get(f"{key}_interval")} for what, key in lines.items()
+    ]
+    chosen = f"threshold {tuned['threshold']:g}"
+    if "ceilings" in run.result:
+        told += [
+            {"what": f"DER, {name.replace('_', ' ')}", "value": ceiling["test"]["der"], "interval": None}
+            for name, ceiling in run.result["ceilings"].items()
+        ]
+        chosen = f"whole, one identity throughout; {tuned['clustering']} clusters, {chosen}"
+    else:
+        chosen += f", median {tuned['median']}"
+    on = f"{figures['num_recordings']} recordings, {figures['scored_s'] / 60:.1f} min; {chosen}"
+    return {"lines": told, "on": f"{on}, tuned on {tuned['tuned_on']}"}
 
 
 def _render(template: str, facts: dict[str, Any]) -> str:

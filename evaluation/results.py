@@ -60,8 +60,15 @@ EXPERIMENTS: dict[str, dict[str, str]] = {
         "measure": "DER",
         "command": "trainers fit fusion",
     },
+    "4": {
+        "name": "cascade",
+        "question": "Mimi for when, TitaNet for who, taken literally?",
+        "published": "none",
+        "measure": "DER of whole recordings, one identity throughout",
+        "command": "trainers fit cascade",
+    },
 }
-_OF_KIND = {"probe": "1.5", "adapter": "2", "unfreeze": "2.5", "fusion": "3"}
+_OF_KIND = {"probe": "1.5", "adapter": "2", "unfreeze": "2.5", "fusion": "3", "cascade": "4"}
 #: Columns of scores.parquet that are systems, with the name the report gives them.
 _SYSTEMS = {
     "raw": "raw cosine",

@@ -4,7 +4,8 @@ RUN/config.json       the whole configuration, feature specs and fingerprints wi
 RUN/model.safetensors the best weights        RUN/last.safetensors  everything a resumed run needs (adapter and kin)
 RUN/history.csv       one row an epoch        RUN/result.json       counts and figures, written last
 RUN/scores.parquet    probe: one row a trial  RUN/outputs           a store with the run's own features
-RUN/ref.rttm, hyp.rttm, windows.uem           adapter and kin: who spoke when, truth and answer, and what was scored
+RUN/ref.rttm, hyp.rttm, windows.uem           who spoke when, truth and answer, and what was scored: adapter and kin by
+                                              window, cascade by session
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def window_name(session: str, start_s: float) -> str:
 
 
 def session_of(window: str) -> str:
-    """The session that a window is of."""
-    return window.rpartition("@")[0]
+    """The session that a window is of; a session that is its own window is that."""
+    return re.sub(r"@\d+\.\d\d$", "", window)
 
 
 # RTTM and UEM end a name at white space, begin a comment with ";" and may begin with a byte-order mark. These are

@@ -36,8 +36,13 @@ class State:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: frozen weights are not written again into every run."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+    """What training changes, and the scale it found: frozen weights are not written again into every run."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return trained | {name: b for name, b in model.named_buffers() if _is_scale(name)}
+
+
+def _is_scale(name: str) -> bool:
+    return f".{name}".endswith((".scale.mean", ".scale.size"))
 
 
 def save_checkpoint(
@@ -121,6 +126,9 @@ def load_best(run: Run[DiarizationConfig], model: nn.Module) -> dict[str, Any]:
 
 def _load_tensors(run: Run[DiarizationConfig], model: nn.Module, tensors: dict[str, Tensor]) -> None:
     own = trained_tensors(model)
+    # Version 0.1 trained on features as they are.
+    as_made = {k: torch.full_like(v, k.endswith(".size")) for k, v in own.items() if _is_scale(k) and k not in tensors}
+    tensors = tensors | as_made
     wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
     wrong += [name for name in tensors if name not in own]
     if wrong:

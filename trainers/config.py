@@ -41,17 +41,16 @@ class FitConfig:
 
     kind: str
     protocol: Literal["sound", "reference"] = Field("sound", description="reference: as published, flaws included")
-    experiment: Literal["", "1.5", "poc", "2", "2.5", "3"] = Field(
+    experiment: Literal["", "1.5", "poc", "2", "2.5", "3", "4"] = Field(
         "", description="row of the report that the run is for; empty: the one of its kind"
     )
-    feature: Features = "mimi"
     seed: WholeNumber = Field(0, description="of everything that is drawn")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of the features that are concatenated, in order."""
-        return tuple(self.feature.split("+"))
+        """Names of the features that are read, in order; a kind's class says where it has them from."""
+        raise NotImplementedError
 
     @staticmethod
     def make(kind: str, *, file: str | Path | None = None, settings: Sequence[str] = (), **overrides: Any) -> FitConfig:
@@ -85,7 +84,18 @@ class FitConfig:
 
 
 @settings
-class ProbeConfig(FitConfig):
+class OneInputConfig(FitConfig):
+    """What reads one input: a feature, or several side by side."""
+
+    feature: Features = "mimi"
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return tuple(self.feature.split("+"))
+
+
+@settings
+class ProbeConfig(OneInputConfig):
     """The probe: one linear layer on pooled features, scored on a trial list."""
 
     kind: Literal["probe"] = "probe"

@@ -14,6 +14,7 @@ _KINDS = {
     "probe": ("trainers.config.ProbeConfig", "trainers.probe.fit_probe"),
     "adapter": ("trainers.diarization.config.AdapterConfig", "trainers.diarization.fit.fit_diarizer"),
     "fusion": ("trainers.diarization.config.FusionConfig", "trainers.diarization.fit.fit_diarizer"),
+    "cascade": ("trainers.cascade.config.CascadeConfig", "trainers.cascade.fit.fit_cascade"),
     "unfreeze": ("trainers.diarization.config.UnfreezeConfig", "trainers.diarization.fit.fit_diarizer"),
 }
 NAMES = tuple(_KINDS)

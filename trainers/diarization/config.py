@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from featstore.settings import Count, NotNegative, Positive, Several, WholeNumber, settings
-from trainers.config import Features, FitConfig
+from trainers.config import Features, FitConfig, OneInputConfig
 
-_Share = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 _Channels = Annotated[int, Field(ge=1, le=6)]
 _Threshold = Annotated[float, Field(gt=0, lt=1)]
 
@@ -24,7 +24,14 @@ _Medians = Annotated[Several[int], AfterValidator(_odd)]
 
 
 @settings
-class DiarizationConfig(FitConfig):
+class SessionsConfig(FitConfig):
+    """What is trained and measured on sessions, in which several speak."""
+
+    dev_fraction: Share = Field(0.05, description="of the training recordings, held out where there is no split=dev")
+
+
+@settings
+class DiarizationConfig(SessionsConfig, OneInputConfig):
     """What all diarization heads are trained with."""
 
     precision: Literal["float32", "bf16"] = Field("float32", description="bf16: autocast")
@@ -47,7 +54,7 @@ class DiarizationConfig(FitConfig):
     layers: Count = Field(4, description="of the Transformer")
     heads: Count = Field(6, description="of its attention")
     ffn: Count = Field(1536, description="width of its feed-forward layers")
-    dropout: _Share = Field(0.1, description="in the Transformer")
+    dropout: Share = Field(0.1, description="in the Transformer")
     # data
     crop_s: Positive = Field(90.0, description="length of a training example and of a window that is scored")
     speakers: _Channels = Field(4, description="output channels; their permutations are enumerated")
@@ -55,7 +62,6 @@ class DiarizationConfig(FitConfig):
     sampling: dict[str, NotNegative] = Field(
         default_factory=dict, description="pattern on ids:weight; ami*:3 draws those sessions three times as often"
     )
-    dev_fraction: _Share = Field(0.05, description="of the training recordings, held out where there is no split=dev")
     # decoding
     thresholds: Several[_Threshold] = Field(
         (0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60), description="on activities, that decoding is tuned over"

@@ -23,6 +23,7 @@ from trainers.diarization.models import Adapter, count_parameters
 from trainers.diarization.sessions import Session, Sessions, load_sessions
 from trainers.progress import Progress, Unseen
 from trainers.runs import Run
+from trainers.scale import scale_of
 
 
 def fit_diarizer(
@@ -86,11 +87,20 @@ def build(
             from trainers.diarization.unfreeze import AudioSource, UnfrozenMimi
 
             audio = AudioSource(store, config, length, device)
-            return UnfrozenMimi.make(store, config, sizes, length).to(device), audio
+            unfrozen = UnfrozenMimi.make(store, config, sizes, length)
+            _bring_to_scale(unfrozen.adapter, store, sessions, config)
+            return unfrozen.to(device), audio
         assert isinstance(config, FrozenConfig)  # there are no others
         source = FrameSource(store, config, length, device)
         source.keep(_resident(source, sessions.train, config, device))
-        return Adapter(source.dim, **sizes).to(device), source
+        adapter = Adapter(source.dim, **sizes)
+        _bring_to_scale(adapter, store, sessions, config)
+        return adapter.to(device), source
+
+
+def _bring_to_scale(adapter: Adapter, store: Store, sessions: Sessions, config: DiarizationConfig) -> None:
+    if config.protocol == "sound":  # the published procedure takes features as they are
+        adapter.scale.take(scale_of(store, config.features, [s.id for s in sessions.train]))
 
 
 def _resident(

@@ -163,7 +163,7 @@ class Training:
 
     def _save(self) -> None:
         self.state.seconds = time.perf_counter() - self.began
-        self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, _peak_memory_bytes(self.device))
+        self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, peak_memory_bytes(self.device))
         if self.ranks.first:
             save_checkpoint(self.run, self.model, self.optimizer, self.state)
 
@@ -212,7 +212,7 @@ def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
         yield batch, time.perf_counter() - before
 
 
-def _peak_memory_bytes(device: torch.device) -> int:
+def peak_memory_bytes(device: torch.device) -> int:
     """The most device memory this process has held so far; on the CPU, the most memory (resident set)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

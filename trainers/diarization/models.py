@@ -7,11 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from trainers.scale import OneScale
+
 
 class Adapter(nn.Module):
     """The diarization head: features → per-frame logits of who is active.
 
-    Linear(dim → width) + sinusoidal positions → Transformer encoder → Linear(width → speakers). With the published
+    One scale (the sound protocol's; as made it changes nothing), Linear(dim → width) + sinusoidal positions → Transformer encoder → Linear(width → speakers). With the published
     sizes and 512-d features it has 7,296,388 parameters. Fusion is the same class on concatenated features.
     """
 
@@ -27,6 +29,7 @@ class Adapter(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        self.scale = OneScale(dim)
         self.project = nn.Linear(dim, width)
         layer = nn.TransformerEncoderLayer(width, heads, ffn, dropout, activation="gelu", batch_first=True)
         # Nested tensors would take another path in eval than in training, and drop padded frames from the output.
@@ -38,7 +41,7 @@ class Adapter(nn.Module):
 
         `mask` (batch, frames) is True on real frames: padding is not attended to. None attends to all.
         """
-        x = self.project(features.to(self.project.weight.dtype))
+        x = self.project(self.scale(features).to(self.project.weight.dtype))
         x = x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype)
         return self.head(self.encoder(x, src_key_padding_mask=None if mask is None else ~mask))
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featstore import FrameGrid, Store, Turn
 from trainers.config import ConfigError
-from trainers.diarization.config import DiarizationConfig
+from trainers.diarization.config import SessionsConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +72,7 @@ def common_grid(store: Store, features: Sequence[str]) -> FrameGrid:
     return first
 
 
-def load_sessions(store: Store, config: DiarizationConfig) -> Sessions:
+def load_sessions(store: Store, config: SessionsConfig) -> Sessions:
     """Every utterance with turns, split by recording.
 
     Where there is no ``split=dev``, a `dev_fraction` of the training recordings is held out, never all of them; where
@@ -155,7 +155,7 @@ def _check_disjoint(splits: dict[str, list[Session]]) -> None:
         )
 
 
-def _hold_out(train: list[Session], config: DiarizationConfig) -> tuple[list[Session], list[Session]]:
+def _hold_out(train: list[Session], config: SessionsConfig) -> tuple[list[Session], list[Session]]:
     recordings = sorted({s.recording for s in train})
     if len(recordings) < 2:
         raise ConfigError("no utterance with turns has split=dev, and train has one recording only: nothing to tune on")

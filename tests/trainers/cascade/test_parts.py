@@ -1,0 +1,230 @@
+"""The parts of the cascade on cases worked by hand: counts and scale, clusters, Viterbi over sets."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+
+import featstore
+from featstore import FrameGrid, Turn, Utterance
+from tests.sessions import spec
+from trainers.cascade import counting
+from trainers.cascade.clusters import Pieces, groupings, pieces_of, unit, voices_of
+from trainers.cascade.decoding import (
+    Decoding,
+    Evidence,
+    best_paths,
+    decode,
+    prices_of,
+    scores_of,
+    sets_of,
+    smooth_counts,
+)
+from trainers.cascade.inputs import counts, finer
+from trainers.config import FitConfig
+from trainers.diarization.sessions import load_sessions
+from trainers.scale import scale_of
+
+# ---- counts and scale
+
+
+@pytest.fixture
+def two_features(tmp_path):
+    """Two sessions of 4 frames of 1 s; "small" and "large" hold the same values but for a factor and a shift."""
+    grid = FrameGrid(0.5, 1.0)
+    values = np.array([[0, 0], [2, 0], [0, 4], [2, 4]], np.float32)
+    turns = (Turn(0.0, 2.0, "a"), Turn(1.5, 3.0, "b"))
+    for name, frames in (("small", values / 8), ("large", 100 + 10 * values)):
+        with featstore.writer(tmp_path / "store", spec(name, 2, grid=grid)) as writer:
+            for split, k in (("train", 0), ("train", 1), ("dev", 2), ("test", 3)):
+                writer.add(
+                    Utterance(f"{split}{k}", "x.wav", 0.0, 4.0, f"r{k}", None, split, turns), frames + k // 2 * 50
+                )
+    store = featstore.open(tmp_path / "store")
+    return store, load_sessions(store, FitConfig.make("cascade", settings=["when=small+large", "who=large"]))
+
+
+def test_a_feature_loses_its_mean_vector_and_is_divided_by_one_number(two_features):
+    store, sessions = two_features
+    scale = scale_of(store, ("small", "large"), [s.id for s in sessions.train])
+    assert scale.mean.tolist() == [1 / 8, 2 / 8, 110, 120]  # of train: dev and test are 50 higher
+    # variances 1 and 4 of the values: sqrt((1 + 4) / 2), one number for both dimensions
+    size = np.sqrt(2.5)
+    np.testing.assert_allclose(scale.size, [size / 8, size / 8, 10 * size, 10 * size], rtol=1e-6)
+    on_it = scale(np.array([[0, 0, 100, 100]], np.float32))
+    np.testing.assert_allclose(on_it, [[-1 / size, -2 / size] * 2], rtol=1e-6)
+
+
+def test_counts_are_finer_than_frames(two_features):
+    _, sessions = two_features
+    assert finer(sessions.grid, 4) == FrameGrid(0.125, 0.25)
+    found = counts(sessions.train[0], sessions.grid, 4)
+    assert found.tolist() == [1] * 6 + [2] * 2 + [1] * 4 + [0] * 4  # a to 2 s, b from 1.5 s to 3 s
+
+
+def test_training_data_say_how_many_are_told_apart():
+    labels = [np.array([0] * 500 + [1] * 400, np.uint8), np.array([2] * 98 + [3] * 2, np.uint8)]
+    assert counting.classes_of(labels, 0.99) == 3
+    assert counting.classes_of(labels, 0.999) == 4
+    assert counting.classes_of([np.zeros(10, np.uint8)], 0.999) == 2
+
+
+def test_frames_behind_a_session_are_not_counted():
+    """A head that is trained on a crop longer than its session learns from the session alone."""
+    torch.manual_seed(0)
+    head = counting.CountHead(1, 2, width=4, dropout=0.0, substeps=2)
+    labels = [np.array([1] * 6, np.uint8)]
+    sizes = dict(batch_size=1, steps=1, lr=1e-3, weight_decay=0.0, seed=0, device=torch.device("cpu"))
+    asked = []
+
+    def read(k, start, stop):
+        asked.append((k, start, stop))
+        return np.ones((stop - start, 1), np.float32)
+
+    with torch.no_grad():
+        told = head(torch.tensor([[[1.0]] * 3 + [[0.0]] * 5]))[0, :6, 1]
+    (row,) = counting.train(head, labels, read, crop_frames=8, **sizes)
+    assert asked == [(0, 0, 3)]
+    assert row["train_loss"] == pytest.approx(-float(told.mean()), rel=1e-5)
+
+
+# ---- clusters
+
+
+def test_pieces_leave_out_the_edges_of_stretches():
+    frames = np.repeat([[1.0, 0.0], [0.0, 1.0]], [12, 8], axis=0).astype(np.float32)
+    single = np.ones(20, bool)
+    single[[0, 9, 10, 11]] = False  # stretches 1–8 and 12–19
+    found = pieces_of(frames, single, piece=3, edge=1)
+    assert found.weights.tolist() == [3, 3, 3, 3]
+    np.testing.assert_allclose(found.vectors, [[1, 0], [1, 0], [0, 1], [0, 1]], atol=1e-6)
+    # of a stretch shorter than its edges, the middle stays; of nothing, nothing
+    assert pieces_of(frames, np.arange(20) < 2, piece=3, edge=3).weights.tolist() == [2]
+    assert pieces_of(frames, np.arange(20) < 3, piece=3, edge=3).weights.tolist() == [1]
+    assert pieces_of(frames, np.zeros(20, bool), piece=3, edge=1).vectors.shape == (0, 2)
+
+
+def test_a_small_cluster_is_no_voice_and_its_pieces_go_to_the_nearest():
+    vectors = unit(np.array([[1, 0, 0], [1, 0.1, 0], [0, 1, 0], [0, 1, 0.1], [0, 0, 1]], np.float32))
+    pieces = Pieces(vectors, np.array([10.0, 10, 10, 10, 1]))
+    labels = np.array([0, 0, 1, 1, 2])
+    assert len(voices_of(pieces, labels, 0.0)) == 3
+    voices = voices_of(pieces, labels, 0.05)
+    assert len(voices) == 2
+    # the fifth is nearer to the second voice: that one's mean leans towards it
+    assert voices[1] @ vectors[4] > unit(10 * vectors[2] + 10 * vectors[3]) @ vectors[4]
+    longer = Pieces(vectors, np.array([11.0, 10, 10, 10, 1]))
+    assert len(voices_of(longer, labels, 0.9)) == 1  # the largest always is one
+
+
+def test_clusters_end_at_the_threshold():
+    angles = np.radians([0, 10, 60, 70])  # cosine distances: 0.015 inside, 0.36 to 0.66 between
+    pieces = Pieces(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32), np.ones(4))
+    for clustering in ("average", "complete"):
+        found = groupings(pieces, clustering, (0.001, 0.2, 0.9))
+        assert [len(set(found[t].tolist())) for t in (0.001, 0.2, 0.9)] == [4, 2, 1]
+        assert found[0.2][0] == found[0.2][1] != found[0.2][2] == found[0.2][3]
+
+
+def test_clusters_with_near_means_become_one():
+    """Pieces of one voice far from each other: linkage keeps them apart, their means are the same."""
+    rng = np.random.default_rng(0)
+    voices = unit(rng.standard_normal((2, 64)))
+    noisy = unit(np.repeat(voices, 40, axis=0) + 0.1 * rng.standard_normal((80, 64))).astype(np.float32)
+    assert len(set(fcluster(linkage(noisy, "average", "cosine"), 0.4, "distance"))) == 14
+    labels = groupings(Pieces(noisy, np.ones(80)), "average", (0.4,))[0.4]
+    assert labels.tolist() in ([0] * 40 + [1] * 40, [1] * 40 + [0] * 40)
+
+
+def test_spectral_clusters_find_their_number():
+    rng = np.random.default_rng(1)
+    voices = np.repeat(np.eye(3, 8), 12, axis=0) + 0.05 * rng.standard_normal((36, 8))
+    labels = groupings(Pieces(unit(voices).astype(np.float32), np.ones(36)), "spectral", (0.3,))[0.3]
+    assert sorted(np.unique(labels, return_counts=True)[1].tolist()) == [12, 12, 12]
+
+
+# ---- Viterbi over sets
+
+
+def test_sets_are_of_at_most_so_many_voices():
+    assert sets_of(3, 2).sum(1).tolist() == [0, 1, 1, 1, 2, 2, 2]
+    assert sets_of(1, 2).tolist() == [[False], [True]]
+    assert sets_of(0, 2).shape == (1, 0)
+
+
+def test_scores_by_hand():
+    """Two orthogonal voices, one answer: cosines 0.8 and 0.6, so the frame is the blend 0.8 : 0.6."""
+    log_p = np.log(np.array([[0.1, 0.5, 0.3, 0.1]], np.float32))
+    evidence = Evidence(log_p, np.array([[0.8, 0.6]], np.float32), np.eye(2, dtype=np.float32))
+    found = scores_of(evidence, sets_of(2, 2), Decoding(nearest=5, blend=10, change=3))
+    expected = [
+        np.log(0.1),
+        np.log(0.5),  # the nearest voice: nothing off
+        np.log(0.5) - 5 * 0.2,
+        np.log(0.3 + 0.1) + 10 * (1.4 / np.sqrt(2) - 0.8),  # two or more; the only pair is the nearest one
+    ]
+    np.testing.assert_allclose(found, [expected], rtol=1e-5)
+    assert prices_of(sets_of(2, 2), Decoding(change=3))[1].tolist() == [-3, 0, -6, -3]  # a → –, a, b, both
+
+
+def every_path(scores, prices):
+    """The best path by trying all of them."""
+    paths = itertools.product(range(scores.shape[1]), repeat=len(scores))
+    value = lambda p: sum(scores[t, s] for t, s in enumerate(p)) + sum(prices[a, b] for a, b in itertools.pairwise(p))  # noqa: E731
+    return list(max(paths, key=value))
+
+
+def test_six_frames_by_hand():
+    """a, a, a doubtful frame, both, b, b: one doubtful frame does not interrupt a voice, and both are found at once."""
+    counted = np.array([1, 1, 0, 2, 1, 1])
+    log_p = np.log(np.where(np.eye(3)[counted] > 0, 0.8, 0.1)).astype(np.float32)
+    half = np.sqrt(0.5)
+    cosines = np.array([[1, 0], [1, 0], [1, 0], [half, half], [0, 1], [0, 1]], np.float32)
+    evidence = Evidence(log_p, cosines, np.eye(2, dtype=np.float32))
+    how = Decoding(nearest=5, blend=5, change=1.5)
+    (active,) = decode([evidence], 2, how)
+    assert active.astype(int).tolist() == [[1, 0], [1, 0], [1, 0], [1, 1], [0, 1], [0, 1]]
+    sets = sets_of(2, 2)
+    scores, prices = scores_of(evidence, sets, how), prices_of(sets, how)
+    assert best_paths([scores], [prices])[0].tolist() == every_path(scores, prices)
+    (free,) = decode([evidence], 2, Decoding(nearest=5, blend=5, change=0))
+    assert free[2].tolist() == [False, False]  # without a price, the doubtful frame is silence
+
+
+def test_many_tables_at_once_are_each_as_alone():
+    rng = np.random.default_rng(0)
+    scores = [rng.standard_normal((n, k)) for n, k in ((6, 3), (1, 2), (4, 1), (6, 4), (0, 2), (5, 2))]
+    prices = [-rng.random((s.shape[1], s.shape[1])) for s in scores]
+    assert [path.tolist() for path in best_paths(scores, prices)] == [
+        every_path(s, p) for s, p in zip(scores, prices, strict=True)
+    ]
+
+
+def test_many_recordings_at_once_are_each_as_alone(monkeypatch):
+    rng = np.random.default_rng(1)
+    found = []
+    for answers, voices in ((9, 3), (0, 2), (30, 1), (7, 4), (30, 2)):
+        log_p = np.log(rng.dirichlet(np.ones(3), answers)).astype(np.float32)
+        directions = unit(rng.standard_normal((voices, 5))).astype(np.float32)
+        frames = unit(rng.standard_normal((answers, 5))).astype(np.float32)
+        found.append(Evidence(log_p, frames @ directions.T, directions @ directions.T))
+    how = Decoding(change=1.0)
+    alone = [decode([each], 2, how)[0].tolist() for each in found]
+    assert [active.tolist() for active in decode(found, 2, how)] == alone
+    monkeypatch.setattr("trainers.cascade.decoding._MOST_CELLS", 100)  # few side by side
+    assert [active.tolist() for active in decode(found, 2, how)] == alone
+
+
+def test_nobody_found_is_silence():
+    nobody = Evidence(np.zeros((4, 3), np.float32), np.zeros((4, 0), np.float32), np.zeros((0, 0), np.float32))
+    assert decode([nobody], 2, Decoding())[0].shape == (4, 0)
+
+
+def test_counts_are_smoothed():
+    log_p = np.log(np.where(np.eye(3)[[1, 1, 2, 1, 1]] > 0, 0.8, 0.1)).astype(np.float32)
+    assert smooth_counts(log_p, 3.0).tolist() == [1] * 5
+    assert smooth_counts(log_p, 0.5).tolist() == [1, 1, 2, 1, 1]
