@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 import featstore
 from cli.errors import user_errors
 from cli.featstore import app
-from featstore import StoreError, Utterance, extractors
+from featstore import StoreError, Turn, Utterance, extractors
 from featstore.corpora import audio
 from featstore.jobs.batches import plan, share
 from featstore.jobs.extract import extract
@@ -308,14 +308,19 @@ def failing_disk(monkeypatch: pytest.MonkeyPatch, path: str, times: int) -> None
     monkeypatch.setattr(audio, "_open", opened)
 
 
-def test_facts_that_changed_since_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"speaker": "x"}, {"recording": "x"}, {"split": "dev"}, {"turns": (Turn(0.0, 0.1, "x"),)}],
+    ids=lambda change: next(iter(change)),
+)
+def test_facts_that_changed_since_are_told(tmp_path: Path, change: dict[str, object]) -> None:
     utterances = corpus(tmp_path, 4)
     extract(utterances, FakeExtractor(), tmp_path / "s")
     assert extract(utterances, FakeExtractor(), tmp_path / "s").changed == []
-    now = [replace(u, speaker="x") if u.id in ("u1", "u3") else u for u in utterances]
+    now = [replace(u, **change) if u.id in ("u1", "u3") else u for u in utterances]
     result = extract(now, FakeExtractor(), tmp_path / "s")
     assert (sorted(result.changed), result.skipped, result.failures) == (["u1", "u3"], 4, [])
-    assert featstore.open(tmp_path / "s").utterance("u1").speaker == "s1"
+    assert featstore.open(tmp_path / "s").utterance("u1") == utterances[1]
 
 
 def test_a_disk_that_fails_changes_no_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

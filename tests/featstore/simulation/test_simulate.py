@@ -299,6 +299,23 @@ def test_the_seed_decides_and_the_number_of_workers_does_not(
     )
 
 
+def test_each_session_is_drawn_from_seed_recipe_split_and_number(
+    tmp_path: Path, corpus: list[Utterance], recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def note(speakers: object, recipe: Recipe, rng: np.random.Generator, failures: object) -> None:
+        drawn.append(int(rng.integers(1 << 62)))
+        raise ValueError("nothing is made")
+
+    monkeypatch.setattr("featstore.simulation.simulate.make_session", note)
+    both = replace(recipe, sessions={"train": 2, "test": 2})
+    for name, chosen, seed in (("a", both, 5), ("b", both, 6), ("c", replace(both, name="other"), 5), ("d", both, 5)):
+        simulate(corpus, chosen, tmp_path / name, seed=seed)
+    assert len(drawn) == 16 and drawn[:4] == drawn[12:]
+    assert len(set(drawn[:12])) == 12
+
+
 def test_a_stopped_run_goes_on(tmp_path: Path, corpus: list[Utterance], recipe: Recipe) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     simulate(corpus, recipe, whole, seed=5, split="train")

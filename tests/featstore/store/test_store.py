@@ -154,13 +154,20 @@ def test_bad_frames_are_refused_and_the_rest_is_kept(tmp_path: Path, frames: np.
     assert featstore.open(tmp_path / "s").ids == ["good"]
 
 
-def test_one_id_means_one_utterance(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [{"speaker": "someone else"}, {"recording": "r2"}, {"split": "test"}, {"turns": (Turn(0.0, 0.5, "s"),)}],
+    ids=lambda other: next(iter(other)),
+)
+def test_one_id_means_one_utterance(tmp_path: Path, other: dict[str, object]) -> None:
     fill(tmp_path / "s")
     with (
         featstore.writer(tmp_path / "s", spec("titanet")) as w,
-        pytest.raises(ValueError, match="already knows it with"),
+        pytest.raises(ValueError, match=f"already knows it with {next(iter(other))} "),
     ):
-        w.add(utterance("u0", speaker="someone else"), np.ones((2, 8)))
+        w.add(utterance("u0", **other), np.ones((2, 8)))
+    with featstore.writer(tmp_path / "s", spec("titanet")) as w:
+        w.add(utterance("u0", audio="moved.wav"), np.ones((2, 8)))  # where the audio lies is no such fact
     with featstore.writer(tmp_path / "s", spec()) as w, pytest.raises(ValueError, match="can be added once"):
         w.add(utterance("u0"), np.ones((2, 8)))
 

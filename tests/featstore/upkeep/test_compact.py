@@ -213,12 +213,21 @@ def test_refused_while_something_writes(store: Path) -> None:
 
 
 def test_nobody_writes_while_it_runs(store: Path) -> None:
+    parts, told, refused = len(featstore.open(store).index("mimi").part_names), [], 0
+
     def write(done: int, of: int) -> None:
+        nonlocal refused
+        told.append((done, of))
         if done < of:
             with pytest.raises(StoreError, match="compacted"), lock.hold(store):
                 pass
+            refused += 1
 
-    compact.compact(store, part_bytes=6000, progress=write)
+    before = compact.compact(store, part_bytes=6000, progress=write).parts_before
+    assert told == sorted(told) and told[-1] == (before, before) and before > parts > 10
+    assert refused >= 3
+    with lock.hold(store):  # and afterwards one may again
+        pass
 
 
 def content_of(path: Path, name: str) -> list[dict[str, object]]:
@@ -226,10 +235,29 @@ def content_of(path: Path, name: str) -> list[dict[str, object]]:
     return [row for row in store.utterances.to_pylist() if row["id"] in store.index(name).rows]
 
 
-def test_command(store: Path) -> None:
-    result = CliRunner().invoke(app, ["compact", str(store), "--json"])
+def run(*arguments: object) -> dict[str, object]:
+    result = CliRunner().invoke(app, ["compact", *map(str, arguments), "--json"])
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["parts_after"] == 2
+    return json.loads(result.stdout)
+
+
+def test_command(store: Path) -> None:
+    before = verify(store).parts
+    assert run(store) == {"store": str(store), "parts_before": before, "parts_after": 2}
+    result = CliRunner().invoke(app, ["compact", str(store)])
+    assert result.stdout == f"{store}: 2 parts, now 2\n"
+
+
+def test_the_command_makes_parts_of_the_size_it_is_given(tmp_path: Path) -> None:
+    """Four parts of 0.6 MB: one fits into 1 MiB, three fit into 2 MiB, all into the usual size."""
+    spec = FeatureSpec("mimi", 600, "float16", 24000, MIMI_GRID, "mimi", "0" * 64, {})
+    with featstore.writer(tmp_path / "s", spec, part_bytes=1) as out:
+        for i in range(4):
+            out.add(utterance(i), np.full((500, 600), i))
+    for size, parts in ((1, 4), (2, 2), (None, 1)):
+        found = run(tmp_path / "s", *(() if size is None else ("--part-mb", size)))
+        assert found["parts_after"] == parts
+    assert [int(featstore.open(tmp_path / "s").frames("mimi", f"u{i:03d}")[0, 0]) for i in range(4)] == [0, 1, 2, 3]
 
 
 def test_facts_come_from_the_parts_that_were_checked(tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ def test_where_nobody_speaks_there_is_no_rate(store, tmp_path):
     figures = measure(a_run(tmp_path, store, made), store, MIMI_GRID, ([silent], quiet), ([silent], quiet))
     assert figures["test"]["der"] is figures["mean_window_der"] is figures["mean_window_fixed_der"] is None
     assert [row["der"] for row in figures["decoding"]["sweep"]] == [None, None]
+    assert figures["test"]["scored_s"] == pytest.approx(4)
     assert figures["notes"] == ["nobody speaks in the test sessions: there is no error rate"]
 
 
@@ -203,17 +204,17 @@ def test_padding_counts_for_nothing():
     """Behind the mask there is speech that nobody heard, and an answer to nothing."""
     truth = torch.tensor([[[1, 0], [0, 1], [1, 1], [0, 0]], [[1, 0], [1, 0], [0, 0], [0, 0]]])
     answers = torch.tensor(
-        [[[0.9, 0.0], [0.0, 0.0], [0.0, 0.0], [0.9, 0.9]], [[0.5, 0.5], [0.9, 0.9], [0.9, 0.9], [0.9, 0.9]]]
+        [[[0.9, 0.9], [0.0, 0.0], [0.0, 0.0], [0.9, 0.9]], [[0.5, 0.5], [0.9, 0.9], [0.9, 0.9], [0.9, 0.9]]]
     )
     mask = torch.tensor([[True, True, False, False], [True, False, False, False]])
     tally = FrameTally([0.5])
     tally.add(answers, truth, mask)
-    # Three frames of speech count: one right, one missed, one right with a false alarm (0.5 is at the threshold).
+    # Three frames of speech count: one missed, two right with a false alarm each (0.5 is at the threshold).
     assert tally.total == 3
-    assert tally.counts.tolist() == [[1, 1, 2, 2]]
-    assert tally.der().tolist() == [pytest.approx(2 / 3)]
+    assert tally.counts.tolist() == [[1, 2, 2, 2]]
+    assert tally.der().tolist() == [1]
     tally.add(answers[:, 3:], truth[:, 3:], mask[:, 3:])
-    assert tally.der().tolist() == [pytest.approx(2 / 3)]
+    assert (tally.total, tally.counts.tolist()) == (3, [[1, 2, 2, 2]])
 
 
 def test_the_best_threshold_counts_and_silence_has_no_rate():
