@@ -29,6 +29,21 @@ def random_turns(rng: np.random.Generator, num_speakers: int, seconds: float, po
     return tuple(turns)
 
 
+def meetings(seed: int = 0, minutes: float = 2.0) -> dict[str, tuple[Turn, ...]]:
+    """Made-up meetings of four: turns of any length, pauses, overlaps, and somebody who comes late."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name in ("m1", "m2", "m3"):
+        turns, time_s = [], rng.uniform(0, 3)
+        while time_s < 60 * minutes:
+            of = 4 if time_s > 20 * minutes else 3
+            end_s = time_s + rng.gamma(1.5, 2.0) + 0.1
+            turns.append(Turn(time_s, end_s, f"{name}-{rng.integers(of)}"))
+            time_s = max(end_s + rng.normal(0.2, 0.8), time_s + 0.05)
+        found[name] = tuple(turns)
+    return found
+
+
 def one_hot(rng: np.random.Generator, turns, num_frames: int, dim: int, noise: float) -> np.ndarray:
     """Frames (num_frames, dim): 1 in the column of each active speaker, and noise."""
     frames = noise * rng.standard_normal((num_frames, dim))

@@ -21,6 +21,7 @@ from evaluation.rttm import read_rttm, read_uem, write_rttm
 from evaluation.turns import NO_TURNS, Turns
 from evaluation.verification import evaluate_scores
 from featstore import MIMI_GRID, FeatureSpec, Turn, Utterance
+from tests.sessions import meetings
 
 
 def find(checks: list[Check], part: str) -> Check:
@@ -35,6 +36,27 @@ def run(*arguments: object) -> tuple[int, str, str]:
 
 
 # ---- the reference
+
+
+def test_made_up_meetings_pass() -> None:
+    """Four speakers in order m-0, m-1, … only by chance; who comes late is on another channel in most crops."""
+    reference = {name: Turns.of(turns) for name, turns in meetings(minutes=6.0).items()}
+    checks = check_reference(reference, np.random.default_rng(0), num_crops=200)
+    assert not failed(checks)
+    differ = float(find(checks, "arrival order is not").found.split()[0])
+    assert 60 < differ < 99
+    both = find(checks, "in session channels").found.replace("%", "").split(";")
+    assert all(20 < float(rate) < 90 for rate in both)
+    assert find(checks, "a perfect diarizer").found == "0.00 %"
+    assert find(checks, "against itself").found == "0.00 %, 0.00 %"
+    assert float(find(checks, "rotated by one: DER, fixed").found.split()[0]) > 80
+    centre, outward = (float(x.split()[0]) for x in find(checks, "floor at 12.5 Hz: by").found.split(";"))
+    assert outward == pytest.approx(2 * centre, rel=0.2)
+    assert find(checks, "floor at 12.5 Hz under").found == "0.00 s"
+    left = [float(c.found.split(";")[1].split()[0]) for c in checks if c.name.startswith("collar")]
+    spoken = sum(float((t.end_s - t.start_s).sum()) for t in (turns.merged() for turns in reference.values()))
+    assert spoken > left[0] > left[1] and left[0] > left[2] > left[3] > 0  # ±0.125, then ±0.25; each without overlap
+    assert not any("AMI dev, speaker" in check.name for check in checks)
 
 
 def test_ami_dev_passes(speech_dir: Path) -> None:
@@ -212,6 +234,59 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"protocol": 1')
     with pytest.raises(ValueError, match="damaged"):
         check_run(tmp_path)
+
+
+def test_a_run_is_held_against_the_features_of_its_store(tmp_path: Path, store: featstore.Store) -> None:
+    run_path = write_run(tmp_path / "run", store, test={}, recordings={})
+    own = store.features["toy"].fingerprint
+    assert [(c.found, c.expected, c.level) for c in check_run(run_path, store) if "toy in" in c.name] == [
+        (own, own, "ok")
+    ]
+    for name, dim in (("toy", 4), ("other", 16)):
+        with featstore.writer(
+            tmp_path / name, FeatureSpec(name, dim, "float16", 16000, MIMI_GRID, "toy", "")
+        ) as writer:
+            writer.add(Utterance("u", "a.wav", 0.0, 2.0, "r", "s", "train"), np.ones((25, dim)))
+    (check,) = [c for c in check_run(run_path, featstore.open(tmp_path / "toy")) if "toy in" in c.name]
+    assert (check.expected, check.level) == (own, "error") and check.found not in (own, "absent")
+    (check,) = [c for c in check_run(run_path, featstore.open(tmp_path / "other")) if "toy in" in c.name]
+    assert (check.found, check.expected, check.level) == ("absent", own, "error")
+    assert not any("toy in" in c.name for c in check_run(run_path))
+
+
+@pytest.mark.parametrize(
+    ("splits", "protocol", "level"),
+    [
+        (("train", "test"), "sound", "error"),
+        (("train", "test"), "reference", "warning"),
+        (("train", "dev"), "sound", "warning"),  # held out of train: no leak, but not test either
+        (("train", "dev"), "reference", "warning"),
+    ],
+)
+def test_measured_on_what_was_trained_on(tmp_path: Path, splits: tuple[str, ...], protocol: str, level: str) -> None:
+    store = make_store(tmp_path / "s", [{"split": s, "recording": f"{s}{i}"} for s in splits for i in range(2)])
+    run_path = write_run(tmp_path / "run", store, protocol, recordings={"train1": {}, "elsewhere": {}})
+    (run_path / "hyp.rttm").touch()
+    check = find(check_run(run_path, store), "measured on recordings of split=train")
+    assert (check.found, check.level) == ("1: train1", level)
+    assert find(check_run(run_path, store), "tuned on").found == "unknown"
+
+
+def test_a_der_may_differ_by_what_rttm_rounds_away(tmp_path: Path, store: featstore.Store) -> None:
+    """0.2 points of DER either way, not more; nothing to take again where a run says none."""
+    turns = {"a": Turns.of([Turn(0, 10, "A")])}
+    folder = write_run(tmp_path / "run", store)
+    for name in ("ref.rttm", "hyp.rttm"):
+        write_rttm(folder / name, turns)
+    (folder / "windows.uem").write_text("a 1 0 10\n")
+    for stated, level in ((0.0019, "ok"), (0.0021, "error"), (-0.0021, "error")):
+        (folder / "result.json").write_text(json.dumps({"test": {"der": stated}}))
+        check = find(check_run(folder), "taken again")
+        assert (check.found, check.expected, check.level) == ("0.00 %", f"{100 * stated:.2f} %", level)
+    (folder / "result.json").write_text(json.dumps({"test": {"der": None}}))
+    assert not any("taken again" in check.name for check in check_run(folder))
+    (folder / "result.json").unlink()
+    assert find(check_run(folder), "figures").level == "warning"
 
 
 # ---- the command

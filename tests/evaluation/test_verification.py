@@ -166,6 +166,20 @@ def test_trial_lists_that_are_refused(tmp_path: Path, raw: bytes, message: str) 
         read_trials(tmp_path / "t.txt")
 
 
+def test_a_long_list_has_its_known_counts(tmp_path: Path) -> None:
+    """As VoxCeleb's: ``label id/video/number.wav id/video/number.wav``; a name is one row, wherever it stands."""
+    rng = np.random.default_rng(0)
+    rows = [(int(rng.random() < 0.3), *rng.choice(40, 2, replace=False).tolist()) for _ in range(3000)]
+    name = "id{0:05d}/v/{0:05d}.wav".format
+    (tmp_path / "t.txt").write_text("".join(f"{same} {name(a)} {name(b)}\n" for same, a, b in rows))
+    trials = read_trials(tmp_path / "t.txt")
+    assert (len(trials), int(trials.same.sum()), len(trials.names)) == (3000, sum(row[0] for row in rows), 40)
+    pairs = zip(trials.same.tolist(), trials.left.tolist(), trials.right.tolist(), strict=True)
+    assert [(int(same), trials.names[a], trials.names[b]) for same, a, b in pairs] == [
+        (same, name(a), name(b)) for same, a, b in rows
+    ]
+
+
 def test_voxceleb_list_has_its_known_counts(speech_dir: Path) -> None:
     trials = read_trials(speech_dir / "voxceleb" / "veri_test2.txt")
     assert (len(trials), int(trials.same.sum()), len(trials.names)) == (37_611, 18_802, 4_708)

@@ -103,3 +103,33 @@ def test_a_strangers_file_is_one_clear_line(tmp_path: Path, exported: Path, dama
         import_hdf5(exported, tmp_path / "t")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "t" / "index").exists()
+
+
+def test_what_is_there_already_is_stepped_over(tmp_path: Path, exported: Path) -> None:
+    """Frames lie one behind another in the file: those of utterances that are skipped must be counted too."""
+    a = featstore.open(tmp_path / "s")
+    with featstore.writer(tmp_path / "half", spec()) as out:
+        for id in ("u0", "u3", "u4"):
+            out.add(utterance(id), a.frames("mimi", id))
+    told: list[tuple[int, int]] = []
+    assert import_hdf5(exported, tmp_path / "half", progress=lambda done, of: told.append((done, of))) == 7
+    assert told == [(n, 10) for n in range(1, 11)]
+    b = featstore.open(tmp_path / "half", verify=True)
+    for name in a.features:
+        for id in a.index(name).rows:
+            assert b.frames(name, id).tobytes() == a.frames(name, id).tobytes(), id
+
+
+def test_a_damaged_store_is_not_exported(tmp_path: Path, exported: Path) -> None:
+    chunk = sorted((tmp_path / "s").glob("features.zarr/mimi/*/frames/c/0/0"))[0]
+    data = bytearray(chunk.read_bytes())
+    data[0] ^= 1
+    chunk.write_bytes(data)
+    told: list[tuple[int, int]] = []
+    with pytest.raises(featstore.StoreError, match="CRC32C"):
+        export_hdf5(tmp_path / "s", tmp_path / "t.h5", progress=lambda done, of: told.append((done, of)))
+    assert {path.name for path in tmp_path.iterdir()} == {"s", "s.h5"}  # nothing half done is left
+    data[0] ^= 1
+    chunk.write_bytes(data)
+    export_hdf5(tmp_path / "s", tmp_path / "t.h5", progress=lambda done, of: told.append((done, of)))
+    assert told[-10:] == [(n, 10) for n in range(1, 11)]

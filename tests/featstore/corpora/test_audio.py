@@ -13,6 +13,7 @@ import soxr
 from featstore import Utterance
 from featstore.corpora import audio
 from featstore.corpora.audio import load
+from featstore.testing import speech_like
 from tests.fakes import tone
 
 
@@ -168,8 +169,69 @@ def test_a_disk_that_fails_is_not_bad_audio(tmp_path: Path, monkeypatch: pytest.
         audio.duration_s(path)
 
 
+@pytest.mark.parametrize(("name", "alike"), [("a.wav", 0.999), ("a.flac", 0.999), ("a.ogg", 0.9), ("a.mp3", 0.9)])
+def test_made_up_speech_of_every_kind_decodes(tmp_path: Path, name: str, alike: float) -> None:
+    wave = 5 * speech_like(8000, 2.0)
+    found = load(write(tmp_path / name, wave, 8000), 24000)
+    assert len(found) == pytest.approx(48000, abs=2)
+    expected = soxr.resample(wave, 8000, 24000, quality="HQ")
+    size = min(len(found), len(expected))
+    assert np.corrcoef(found[:size], expected[:size])[0, 1] > alike
+    assert found.std() == pytest.approx(expected.std(), rel=0.1)
+
+
 def test_real_speech_of_every_kind_decodes(speech_dir: Path) -> None:
     eight_khz = next((speech_dir / "fsdd" / "recordings").glob("*.wav"))
     assert len(load(eight_khz, 24000)) == pytest.approx(sf.info(eight_khz).duration * 24000, abs=2)
     flac = next((speech_dir / "librispeech" / "test-other").rglob("*.flac"))
     assert np.abs(load(flac, 24000)).max() > 0.01
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3])
+def test_a_cut_is_seen_behind_chunks_of_any_size(tmp_path: Path, size: int) -> None:
+    """RIFF fills a chunk of an odd size up by one byte, which the size does not count."""
+    whole = Path(write(tmp_path / "plain.wav", tone(1.0), 8000)).read_bytes()
+    chunk = b"note" + size.to_bytes(4, "little") + bytes(size + size % 2)
+    data = b"RIFF" + (len(whole) - 8 + len(chunk)).to_bytes(4, "little") + whole[8:36] + chunk + whole[36:]
+    (tmp_path / "a.wav").write_bytes(data)
+    np.testing.assert_array_equal(load(str(tmp_path / "a.wav"), 8000), load(str(tmp_path / "plain.wav"), 8000))
+    (tmp_path / "a.wav").write_bytes(data[:-1])
+    with pytest.raises(ValueError, match="cut short: the header promises 16000 bytes of samples, the file holds 15999"):
+        load(str(tmp_path / "a.wav"), 8000)
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+def test_a_wav_from_a_pipe_is_not_cut(tmp_path: Path, size: int) -> None:
+    """Who writes to a pipe cannot come back to say how long it became."""
+    data = Path(write(tmp_path / "plain.wav", tone(1.0), 8000)).read_bytes()
+    (tmp_path / "a.wav").write_bytes(data[:40] + size.to_bytes(4, "little") + data[44:])
+    audio._check_wav_is_whole(tmp_path / "a.wav")
+    if size:
+        assert len(load(str(tmp_path / "a.wav"), 8000)) == 8000
+
+
+def test_limits_by_hand(tmp_path: Path) -> None:
+    """A manifest may pass the end by 0.05 s, and no more; below 0.00001 of full scale there is nothing to hear."""
+    path = write(tmp_path / "a.wav", tone(1.0), 8000)
+    assert len(load(utterance(path, 0.5, 0.55), 8000)) == 4000
+    with pytest.raises(ValueError, match="the file ends at 1.000 s"):
+        load(utterance(path, 0.5, 0.5505), 8000)
+    with pytest.raises(ValueError, match="the file ends at"):
+        load(utterance(path, 1.0, 0.01), 8000)
+    with pytest.raises(ValueError, match="shorter than one sample"):
+        load(utterance(path, 0.5, 0.00001), 8000)
+    assert audio.duration_s(path) == 1.0
+    for peak, heard in ((0.9e-5, False), (1.1e-5, True)):
+        quiet = write(tmp_path / "q.wav", np.full(800, -peak, np.float32), 8000, "FLOAT")
+        assert len(load(quiet, 8000, silence_ok=True)) == 800
+        if heard:
+            assert len(load(quiet, 8000)) == 800
+        else:
+            with pytest.raises(ValueError, match="silent"):
+                load(quiet, 8000)
+    # The second of a bad sample is the file's, also where a segment is read and blocks went before it.
+    wave = tone(40.0)
+    wave[35 * 8000] = np.inf
+    late = write(tmp_path / "inf.wav", wave, 8000, "FLOAT")
+    with pytest.raises(ValueError, match="NaN or infinite at 35.000 s"):
+        load(utterance(late, 2.0), 8000)

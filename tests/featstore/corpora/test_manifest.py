@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from featstore.corpora.manifest import check_disjoint, ignored_keys, read_manife
 from featstore.simulation.recipe import read_recipe
 from featstore.simulation.simulate import simulate
 from tests.fakes import tone
+from tests.sessions import meetings
 
 
 def jsonl(path: Path, *entries: object) -> Path:
@@ -73,6 +75,62 @@ def test_turns_come_from_rttm_cut_to_the_utterance(tmp_path: Path) -> None:
     (u,) = read_manifest(path)
     assert u.turns == (Turn(0.0, 1.0, "a"), Turn(3.0, 4.0, "b"))
     assert u.speaker is None
+
+
+def test_the_first_of_several_keys_counts(tmp_path: Path) -> None:
+    everything = {"audio_filepath": "w/a.b.wav", "utt_id": "1", "id": "2", "uniq_id": "3", "speaker": "s", "label": "t"}
+    everything |= {"recording": "r", "session_id": "q", "text": "x", "num_speakers": 2, "duration": 0.5, "offset": 0}
+    rows = []
+    for without in (
+        (),
+        ("utt_id", "speaker", "recording"),
+        ("utt_id", "id"),
+        ("utt_id", "id", "uniq_id", "session_id", "recording"),
+    ):
+        rows.append({key: value for key, value in everything.items() if key not in without})
+    a, b, c, d = read_manifest(jsonl(tmp_path / "m.jsonl", *rows))
+    assert [(u.id, u.speaker, u.recording) for u in (a, b, c, d)] == [
+        *(("1", "s", "r"), ("2", "t", "q"), ("3", "s", "r"), ("w/a.b@0", "s", "w/a.b")),
+    ]
+    assert (a.start_s, a.duration_s, a.split) == (0.0, 0.5, "")
+    rows = [{"audio_filepath": f"{k}.wav", "label": label} for k, label in enumerate(("infer", "-", "", "x", None))]
+    assert [u.speaker for u in read_manifest(jsonl(tmp_path / "m.jsonl", *rows))] == [None, None, None, "x", None]
+    rows = [
+        {"audio_filepath": f"{k}.wav", **({"split": split} if split is not None else {})}
+        for k, split in enumerate(("dev", "", None))
+    ]
+    path = jsonl(tmp_path / "m.jsonl", *rows)
+    assert [u.split for u in read_manifest(path)] == ["dev", "", ""]
+    assert [u.split for u in read_manifest(path, split="test")] == ["dev", "test", "test"]
+    assert ignored_keys(jsonl(tmp_path / "m.jsonl", everything | {"sex": 1, "age": 2})) == ["age", "sex"]
+
+
+def test_which_turns_of_an_rttm_are_an_utterances(tmp_path: Path) -> None:
+    """Those of the recording by the audio's name, the id or the recording; of the only one, whatever it is called."""
+    lines = "".join(
+        f"SPEAKER {name} 1 {start} {length} <NA> <NA> {speaker} <NA> <NA>\n"
+        for name, start, length, speaker in (("m", 0, 2, "a"), ("m", 2, 1, "b"), ("m", 5, 3, "c"), ("n", 2, 2, "z"))
+    )
+    (tmp_path / "both.rttm").write_text(lines)
+    (tmp_path / "one.rttm").write_text("".join(line + "\n" for line in lines.splitlines() if " m " in line))
+
+    def turns(name: str, **facts: object) -> tuple[Turn, ...]:
+        entry = {"audio_filepath": "x.wav", "rttm_filepath": name, **facts}
+        return read_manifest(jsonl(tmp_path / "m.jsonl", entry))[0].turns
+
+    cut = {"offset": 2.0, "duration": 3.0}  # a ends where it begins, c begins where it ends
+    assert turns("both.rttm", audio_filepath="d/m.wav", **cut) == (Turn(0.0, 1.0, "b"),)
+    assert turns("both.rttm", utt_id="n", **cut) == (Turn(0.0, 2.0, "z"),)
+    assert turns("both.rttm", recording="m", offset=2.5, duration=3.0) == (Turn(0.0, 0.5, "b"), Turn(2.5, 3.0, "c"))
+    assert turns("one.rttm", offset=1.0) == (Turn(0.0, 1.0, "a"), Turn(1.0, 2.0, "b"), Turn(4.0, 7.0, "c"))
+    with pytest.raises(ValueError, match="has no recording named x"):
+        turns("both.rttm")
+    (tmp_path / "empty.rttm").write_text("")
+    assert turns("empty.rttm", speaker="s") == ()
+    # A file that has changed since is read again.
+    (tmp_path / "one.rttm").write_text("SPEAKER m 1 0 1 <NA> <NA> new <NA> <NA>\n")
+    os.utime(tmp_path / "one.rttm", ns=(1, 1))
+    assert turns("one.rttm") == (Turn(0.0, 1.0, "new"),)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +262,45 @@ def test_splits_must_not_share_recordings_or_speakers(tmp_path: Path) -> None:
     check_disjoint(utterances, "recording")
     with pytest.raises(ValueError, match="1 speaker.* 'a' in test, train"):
         check_disjoint(utterances, "speaker")
+
+
+def test_manifests_of_made_up_corpora_read(tmp_path: Path) -> None:
+    """Read speech with a speaker each, words spoken alone, and clips of 30 s out of meetings with RTTM."""
+    read = [
+        {
+            "audio_filepath": f"s{k % 7}/{k}.flac",
+            "duration": 1.5 + k,
+            "speaker": f"s{k % 7}",
+            "split": "train" if k % 7 < 4 else "test",
+        }
+        for k in range(30)
+    ]
+    utterances = read_manifest(jsonl(tmp_path / "manifest.jsonl", *read))
+    assert (len(utterances), len({u.speaker for u in utterances})) == (30, 7)
+    check_disjoint(utterances, "speaker")
+    assert [u.duration_s for u in utterances] == [1.5 + k for k in range(30)]
+    with pytest.raises(ValueError, match="stand in more than one split"):
+        check_disjoint(
+            read_manifest(jsonl(tmp_path / "m.jsonl", *read, {**read[0], "utt_id": "x", "split": "dev"})), "speaker"
+        )
+    rows = [
+        f"SPEAKER {name} 1 {turn.start_s:.3f} {turn.end_s - turn.start_s:.3f} <NA> <NA> {turn.speaker} <NA> <NA>\n"
+        for name, turns in meetings().items()
+        for turn in turns
+    ]
+    (tmp_path / "all.rttm").write_text("".join(rows))
+    base = {"audio_filepath": "m2.wav", "duration": 30.0, "rttm_filepath": "all.rttm", "label": "infer"}
+    clips = read_manifest(jsonl(tmp_path / "c.jsonl", *[{**base, "offset": 30.0 * k} for k in range(4)]), split="test")
+    whole = meetings()["m2"]
+    for k, clip in enumerate(clips):
+        begin, end = 30.0 * k, 30.0 * (k + 1)
+        assert (clip.id, clip.recording, clip.split, clip.speaker) == (f"m2@{30 * k}", "m2", "test", None)
+        inside = [t for t in whole if t.end_s > begin and t.start_s < end]
+        assert [t.speaker for t in clip.turns] == [t.speaker for t in inside] and len(inside) > 3
+        found = [time for t in clip.turns for time in (t.start_s, t.end_s)]
+        assert found == pytest.approx(
+            [time for t in inside for time in (max(t.start_s, begin) - begin, min(t.end_s, end) - begin)], abs=2e-3
+        )
 
 
 def test_real_manifests_read(speech_dir: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from featstore.extractors import nemo_archive
 from featstore.extractors.nemo_archive import read_nemo
 from featstore.extractors.sources import WeightsError
 
@@ -124,3 +125,34 @@ def test_damaged_nemo_archives(tmp_path: Path) -> None:
         with pytest.raises(WeightsError) as caught:
             read_nemo(path)
         assert "bad.nemo" in str(caught.value) and "\n" not in str(caught.value), what
+
+
+@pytest.mark.parametrize("member", ["model_config.yaml", "./model_weights.ckpt"])
+def test_a_member_that_is_there_twice_is_refused(tmp_path: Path, member: str) -> None:
+    """tar takes the last of two: what was looked at would not be what is used elsewhere."""
+    first = nemo_file(tmp_path / "m.nemo")
+    with tarfile.open(first) as archive:
+        again = archive.extractfile(f"./{member.removeprefix('./')}").read()
+    with tarfile.open(first, "a") as archive:
+        entry = tarfile.TarInfo(member)
+        entry.size = len(again)
+        archive.addfile(entry, io.BytesIO(again))
+    with pytest.raises(WeightsError, match=f"{member.removeprefix('./')} is in it twice"):
+        read_nemo(first)
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "says"),
+    [
+        ("_MAX_MEMBERS", 1, "more than 1 members"),
+        ("_MAX_BYTES", {"model_config.yaml": 10, "model_weights.ckpt": 1 << 20}, "bytes, expected at most 10"),
+        ("_MAX_BYTES", {"model_config.yaml": 1 << 9, "model_weights.ckpt": 1 << 9}, "more than 1000 members or 1024"),
+    ],
+)
+def test_an_archive_that_grows_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: object, says: str
+) -> None:
+    path = nemo_file(tmp_path / "m.nemo")
+    monkeypatch.setattr(nemo_archive, limit, value)
+    with pytest.raises(WeightsError, match=says):
+        read_nemo(path)

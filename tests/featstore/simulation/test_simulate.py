@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,20 @@ import soundfile
 from pyannote.core import Annotation, Segment
 
 from featstore.corpora.manifest import read_manifest
+from featstore.corpora.rttm import write_rttm
+from featstore.settings import make
 from featstore.simulation.audio_out import _ogg_crc, write_audio
+from featstore.simulation.outcome import finish
 from featstore.simulation.recipe import Recipe, read_recipe
-from featstore.simulation.session import _conversation, _Source, speech_and_overlap_s, speech_segments_s
+from featstore.simulation.session import (
+    _conversation,
+    _cut,
+    _mix,
+    _Piece,
+    _Source,
+    speech_and_overlap_s,
+    speech_segments_s,
+)
 from featstore.simulation.simulate import simulate
 from featstore.types import Turn, Utterance
 from tests.conftest import ROOT
@@ -103,6 +114,163 @@ def test_overlap_equals_pyannote() -> None:
         assert speech_and_overlap_s(turns) == pytest.approx(expected)
 
 
+def test_the_edges_of_what_counts_as_speech() -> None:
+    """Windows of 10 ms smoothed over three: a burst of n windows is seen in n + 2, so 20 ms are dropped, 30 ms kept.
+
+    20 ms are added at both ends, but none before the file or after it; a pause is what lies between the margins.
+    """
+    for windows, kept in ((2, False), (3, True)):
+        found = speech_segments_s(tone(400, [(1.0, 2.0), (3.0, 3.0 + windows / 100)], 4.0), RATE, 0.3)
+        assert found == pytest.approx(np.array([[0.97, 2.03], [2.97, 3.0 + windows / 100 + 0.03]])[: 1 + kept])
+    found = speech_segments_s(tone(400, [(0.0, 1.0), (3.0, 4.0)], 4.0), RATE, 0.3)
+    assert found == pytest.approx(np.array([[0.0, 1.03], [2.97, 4.0]]))
+    wave = tone(400, [(0.5, 1.0), (1.5, 2.0)], 3.0)  # 0.44 s between the margins
+    assert len(speech_segments_s(wave, RATE, 0.43)) == 2 and len(speech_segments_s(wave, RATE, 0.45)) == 1
+    # 40 dB below the loud parts is not heard where the floor is lower still.
+    steps = np.concatenate([tone(400, [(0, 1)], 1.0, level=level) for level in (0.5, 0.001, 0.5, 0.02)])
+    assert speech_segments_s(steps, RATE, 0.3) == pytest.approx(np.array([[0.0, 1.03], [1.97, 4.0]]), abs=0.011)
+
+
+def test_pieces_by_hand() -> None:
+    """Cut where a piece would pass `max_turn_s`; 50 ms of sound on both sides, faded; speech at -26 dB."""
+    wave = tone(400, [(0.5, 1.5), (2.5, 3.5), (4.5, 5.0), (5.6, 5.9)], 6.0, level=0.02)
+    base = Recipe("cut", 1, speakers=2, duration_s=9, overlap=0.1, sample_rate_hz=RATE)
+    for longest, groups in ((3.2, [2, 2]), (3.0, [1, 2, 1]), (15.0, [4]), (0.1, [1, 1, 1, 1])):
+        pieces = _cut(wave, replace(base, max_turn_s=longest))
+        assert [len(piece.segments) for piece in pieces] == groups
+    assert [len(p.segments) for p in _cut(wave, replace(base, layout="pair", max_turn_s=0.1))] == [4]
+    one, _ = _cut(wave, replace(base, max_turn_s=3.2))
+    assert one.segments == pytest.approx(np.array([[0.0, 1.06], [2.0, 3.06]]), abs=1e-6)
+    assert (one.lead_s, one.length_s, one.speech_s) == pytest.approx((0.05, 3.06, 2.12), abs=1e-6)
+    assert len(one.wave) == round(3.16 * RATE)
+    inside = one.wave[round(0.2 * RATE) : round(0.9 * RATE)]
+    # Of all that is taken for speech, margins and all: 2.8 s sound in 3.04 s.
+    assert 20 * np.log10(np.sqrt(np.mean(inside**2))) == pytest.approx(-26 + 10 * np.log10(3.04 / 2.8), abs=0.1)
+    loud = _cut(np.ones(RATE, np.float32) * np.linspace(0.9, 1, RATE, dtype=np.float32), base)[0].wave
+    fade = loud[: round(0.05 * RATE)] / loud[round(0.05 * RATE)]
+    np.testing.assert_allclose(fade, np.linspace(0, 1, len(fade)), atol=0.01)
+    np.testing.assert_allclose(loud[: -len(fade) - 1 : -1] / loud[-len(fade) - 1], fade, atol=0.02)
+    with pytest.raises(ValueError, match="no speech found"):
+        _cut(np.zeros(RATE, np.float32), base)
+
+
+def test_mixing_by_hand() -> None:
+    """At 1 kHz: sound begins `lead_s` before its turn; what sticks out at either end is cut; short pauses are joined."""
+    recipe = Recipe("mix", 1, speakers=2, duration_s=1, overlap=0.1, sample_rate_hz=1000, level_sd_db=0.0, pause_s=0.1)
+    piece = _Piece(np.full(100, 0.25, np.float32), 0.02, np.array([[0.0, 0.03], [0.05, 0.06]]))
+    placed = [(0.01, "b", piece), (0.30, "a", piece), (0.34, "b", piece), (0.98, "a", piece), (1.2, "b", piece)]
+    session, turns = _mix(placed, recipe, np.random.default_rng(0), 1000)
+    expected = np.zeros(1000, np.float32)
+    for first, last in ((0, 90), (280, 380), (320, 420), (960, 1000)):
+        expected[first:last] += 0.25
+    np.testing.assert_array_equal(session, expected)
+    assert [(t.start_s, t.end_s, t.speaker) for t in turns] == [
+        *((pytest.approx(0.01), pytest.approx(0.07), "b"), (pytest.approx(0.30), pytest.approx(0.36), "a")),
+        *((pytest.approx(0.34), pytest.approx(0.40), "b"), (pytest.approx(0.98), pytest.approx(1.0), "a")),
+    ]
+    # Too loud together: all of it is turned down to 0.99.
+    loud = _Piece(np.full(100, 0.9, np.float32), 0.0, piece.segments)
+    session, _ = _mix([(0.3, "a", loud), (0.35, "b", loud)], recipe, np.random.default_rng(0), 1000)
+    assert session.max() == pytest.approx(0.99) and session[310] == pytest.approx(0.495)
+    # A level of each speaker's own, the same in all of a session.
+    levels = []
+    for seed in range(300):
+        session, _ = _mix(
+            [(0.0, "a", piece), (0.2, "b", piece), (0.5, "a", piece)],
+            replace(recipe, level_sd_db=2.0),
+            np.random.default_rng(seed),
+            1000,
+        )
+        assert session[20] == session[520] != session[220]
+        levels += [20 * np.log10(session[at] / 0.25) for at in (20, 220)]
+    assert (np.mean(levels), np.std(levels)) == pytest.approx((0.0, 2.0), abs=0.2)
+    # Noise, 20 dB below speech at -26 dB.
+    session, _ = _mix([], replace(recipe, noise_snr_db=(20, 20)), np.random.default_rng(0), 100_000)
+    assert 20 * np.log10(session.std()) == pytest.approx(-46, abs=0.01)
+    assert np.corrcoef(session[1:], session[:-1])[0, 1] == pytest.approx(0.9, abs=0.01)
+
+
+@pytest.fixture
+def pinned(tmp_path: Path) -> list[Utterance]:
+    """Three tone speakers of three utterances each, the second with a pause."""
+    found = []
+    for k, hz in enumerate((300.0, 550.0, 800.0)):
+        for n in range(3):
+            end = 1.0 + 0.5 * n
+            spans = [(0.2, end), (end + 0.5, end + 1.0)] if n == 1 else [(0.2, end)]
+            wave = tone(hz, spans, end + 1.2)
+            path = str(tmp_path / f"s{k}-{n}.wav")
+            soundfile.write(path, wave, RATE, subtype="FLOAT")
+            found.append(Utterance(f"s{k}-{n}", path, 0.0, len(wave) / RATE, f"s{k}-{n}", f"s{k}", "train"))
+    return found
+
+
+def test_a_recipe_and_a_seed_mean_the_same_session_for_ever(tmp_path: Path, pinned: list[Utterance]) -> None:
+    """Who has a published recipe, its corpus and its seed has the published sessions."""
+    recipe = Recipe(
+        "pinned", 1, speakers=3, duration_s=12, overlap=0.2, silence=0.1, sample_rate_hz=RATE, noise_snr_db=(20, 20)
+    )
+    simulate(pinned, recipe, tmp_path / "talk", seed=3)
+    assert rttm(tmp_path / "talk/rttm/pinned-train-00000.rttm") == [
+        *((0.531, 1.360, "s1"), (2.331, 0.560, "s1"), (2.411, 1.860, "s2"), (4.011, 1.360, "s0")),
+        *((5.811, 0.560, "s0"), (5.843, 1.860, "s1"), (7.367, 1.860, "s0"), (9.099, 0.860, "s1")),
+        *((9.818, 0.860, "s0"), (10.551, 1.360, "s1")),
+    ]
+    wave, _ = soundfile.read(tmp_path / "talk/audio/pinned-train-00000.flac")
+    levels = [float(20 * np.log10(np.sqrt(np.mean(second**2)))) for second in wave.reshape(12, -1)]
+    assert levels == pytest.approx(
+        [-30.9, -28.07, -24.95, -23.85, -22.91, -26.24, -24.95, -24.35, -23.84, -25.35, -24.47, -28.02], abs=0.02
+    )
+    pair = replace(recipe, name="pairs", layout="pair", speakers=(2, 2), overlap=(0.1, 0.5), noise_snr_db=None)
+    simulate(pinned, pair, tmp_path / "pair", seed=3)
+    assert rttm(tmp_path / "pair/rttm/pairs-train-00000.rttm") == [(0.050, 0.860, "s1"), (0.740, 0.860, "s2")]
+    # Each session, recipe's name and seed draws for itself.
+    simulate(pinned, replace(recipe, sessions=3), tmp_path / "more", seed=3)
+    simulate(pinned, replace(recipe, name="other"), tmp_path / "other", seed=3)
+    simulate(pinned, recipe, tmp_path / "seed", seed=4)
+    files = [
+        *sorted((tmp_path / "more/rttm").iterdir()),
+        *(tmp_path / "other/rttm").iterdir(),
+        *(tmp_path / "seed/rttm").iterdir(),
+    ]
+    assert rttm(files[0]) == rttm(tmp_path / "talk/rttm/pinned-train-00000.rttm")
+    assert len({tuple(rttm(path)) for path in files}) == 5
+
+
+def rttm(path: Path) -> list[tuple[float, float, str]]:
+    fields = [line.split() for line in path.read_text().splitlines()]
+    return [(float(f[3]), float(f[4]), f[7]) for f in fields]
+
+
+def test_what_came_out_by_hand(tmp_path: Path) -> None:
+    """Sums over sessions, then one division; of pairs the mean of each pair's share of the shorter."""
+    recipe = Recipe("sums", 2, speakers=2, duration_s=10, overlap=(0.1, 0.3), silence=(0.2, 0.4))
+    talks = {
+        "one": (10.0, [Turn(0, 4, "a"), Turn(3, 6, "b")]),  # 6 s of speech, 1 s of it two
+        "two": (30.0, [Turn(1, 3, "b"), Turn(10, 12, "c")]),  # 4 s, none
+        "gone": (5.0, None),
+    }
+    asked = []
+    for name, (seconds, turns) in talks.items():
+        soundfile.write(tmp_path / f"{name}.flac", np.zeros(round(seconds * 1000), np.float32), 1000)
+        if turns is not None:
+            write_rttm(tmp_path / f"{name}.rttm", {name: turns})
+        asked.append(("dev", tmp_path / f"{name}.flac", tmp_path / f"{name}.rttm"))
+    report = finish(tmp_path, recipe, asked, 1, 7, [])
+    assert (report.sessions, report.made_now, report.speakers, report.left_out) == (2, 1, 3, 7)
+    assert (report.asked_overlap, report.asked_silence) == pytest.approx((0.2, 0.3))
+    assert (report.got_overlap, report.got_silence, report.hours) == pytest.approx((1 / 10, 30 / 40, 40 / 3600))
+    rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    assert [(r["session_id"], r["num_speakers"], r["duration"], r["split"]) for r in rows] == [
+        *(("one", 2, 10.0, "dev"), ("two", 2, 30.0, "dev")),
+    ]
+    pairs = replace(recipe, layout="pair", overlap=(0.1, 0.5))
+    write_rttm(tmp_path / "two.rttm", {"two": [Turn(0, 2, "b"), Turn(3, 8, "b"), Turn(6, 10, "c")]})
+    report = finish(tmp_path, pairs, asked, 0, 0, [])
+    assert report.got_overlap == pytest.approx((1 / 3 + 2 / 4) / 2) and report.asked_silence is None
+    assert "overlap 0.417 (asked 0.300)" in str(report) and "left out" not in str(report)
+
+
 # --- recipes -----------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +294,39 @@ def test_every_recipe_reads() -> None:
     assert set(names) == {"pairs", "2spk", "4spk", "3spk_long", "tiny", "demo"}
     assert all(stem == name for stem, name in names.items())
     assert read_recipe("pairs").overlap == (0.1, 0.5)
+
+
+def test_each_default_of_a_recipe_is_the_one_that_was_published() -> None:
+    recipe = Recipe("r", 1, speakers=2, duration_s=10, overlap=0.1)
+    assert asdict(recipe) == {
+        **{"name": "r", "sessions": 1, "speakers": (2, 2), "overlap": (0.1, 0.1), "duration_s": (10, 10)},
+        **{"silence": (0.15, 0.15), "layout": "conversation", "turn_prob": 0.875, "dominance_sd": 0.11},
+        **{"max_turn_s": 15.0, "pause_s": 0.3, "level_sd_db": 2.0, "noise_snr_db": None, "min_utterances": 1},
+        **{"sample_rate_hz": 16_000, "audio_format": "flac"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("fits", "not_quite"),
+    [
+        ({"overlap": 0.5}, {"overlap": 0.51}),
+        ({"overlap": 0}, {"overlap": -0.01}),
+        ({"overlap": 1.0, "layout": "pair"}, {"overlap": 1.01, "layout": "pair"}),
+        ({"silence": 0.9}, {"silence": 0.91}),
+        ({"turn_prob": 1.0}, {"turn_prob": 1.01}),
+        ({"speakers": [1, 2]}, {"speakers": [0, 2]}),
+        ({"speakers": [2, 2]}, {"speakers": [3, 2]}),
+        ({"noise_snr_db": -5.0}, {"noise_snr_db": [5.0, -5.0]}),
+        ({"sessions": {"train": 1}}, {"sessions": {"train": 0}}),
+        ({"name": "x" * 64}, {"name": "x" * 65}),
+        ({"audio_format": "opus", "sample_rate_hz": 12_000}, {"audio_format": "opus", "sample_rate_hz": 11_025}),
+    ],
+)
+def test_the_edges_of_what_a_recipe_may_ask_for(fits: dict, not_quite: dict) -> None:
+    base = {"name": "r", "sessions": 1, "speakers": 2, "duration_s": 10, "overlap": 0.1}
+    make(Recipe, ("", {**base, **fits}))
+    with pytest.raises(ValueError, match=f"^{next(iter(not_quite)) if len(not_quite) == 1 else ''}"):
+        make(Recipe, ("", {**base, **not_quite}))
 
 
 GOOD = "sessions = 2\nspeakers = 2\noverlap = 0.1\nduration_s = 10\n"
@@ -463,6 +664,26 @@ def test_a_session_whose_speaker_has_nothing_to_say_fails_alone(
     assert failed and all(f["error"] == "speaker 's0' has no utterance that can be used" for f in failed)
     assert report.sessions == report.made_now == 10 - len(failed)
     assert len(read_manifest(tmp_path / "out" / "manifest.jsonl")) == report.sessions
+
+
+def test_a_published_recipe_on_made_up_speech(tmp_path: Path) -> None:
+    """Noise in bursts as long as syllables, with pauses as long as breaths: what an energy detector has to cope with."""
+    rng = np.random.default_rng(0)
+    utterances = []
+    for k in range(24):
+        wave = 0.1 * np.convolve(rng.standard_normal(16_000 * 6), np.ones(3 + k % 5) / 4, "same")
+        loud = np.repeat(rng.uniform(0.3, 1.0, 60), 1600)
+        for at in rng.uniform(0.5, 5.0, 2):
+            loud[int(at * 16_000) : int((at + rng.uniform(0.05, 0.6)) * 16_000)] = 0.003
+        path = tmp_path / f"{k}.wav"
+        soundfile.write(path, (wave * loud).astype(np.float32), 16_000, subtype="FLOAT")
+        utterances.append(Utterance(f"u{k}", str(path), 0.0, 6.0, f"u{k}", f"s{k % 6}", "train"))
+    report = simulate(utterances, read_recipe("4spk"), tmp_path / "out", sessions=2)
+    assert not report.failures
+    assert report.got_overlap == pytest.approx(0.25, abs=0.03)
+    assert report.got_silence == pytest.approx(0.15, abs=0.03)
+    sessions = read_manifest(tmp_path / "out" / "manifest.jsonl")
+    assert all(len({t.speaker for t in s.turns}) == 4 and s.duration_s == 300 for s in sessions)
 
 
 def test_real_speech(tmp_path: Path, speech_dir: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -18,7 +20,7 @@ import featstore
 from cli.featstore import app
 from featstore import files
 from featstore.store import check as store_check
-from featstore.store import lock, metadata, part
+from featstore.store import layout, lock, metadata, part
 from featstore.upkeep import compact, repair
 from featstore.upkeep import verify as integrity
 from tests.featstore.store.test_store import fill, spec, utterance
@@ -483,3 +485,66 @@ def test_a_damaged_list_of_failures_is_put_away(one_part: Path, line: bytes) -> 
     assert finding.leftover and finding.part == "" and finding.paths == ("failures/b.jsonl",)
     assert (one_part / "damaged" / "failures" / "b.jsonl").exists() and (one_part / "failures" / "a.jsonl").exists()
     assert integrity.verify(one_part).findings == []
+
+
+def test_a_part_of_another_extractor_is_found(tmp_path: Path) -> None:
+    """Whole in itself, in its place, named by its index: only its fingerprint says that its frames are another model's."""
+    fill(tmp_path / "s", count=3)
+    with featstore.writer(tmp_path / "other", spec(sha="b" * 64)) as out:
+        for id in ("v0", "v1"):
+            out.add(utterance(id), np.ones((4, 8)))
+    name = next((tmp_path / "other" / "index" / "mimi").iterdir()).stem
+    for path in (f"features.zarr/mimi/{name}", f"utterances/{name}.parquet", f"index/mimi/{name}.parquet"):
+        source, target = tmp_path / "other" / path, tmp_path / "s" / path
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+    report = integrity.verify(tmp_path / "s")
+    (finding,) = report.findings
+    assert finding.problem.endswith(f"written by another extractor ({spec(sha='b' * 64).fingerprint})")
+    assert (finding.part, finding.utterances, finding.remedy) == (name, ("v0", "v1"), "move")
+    integrity.verify(tmp_path / "s", repair=True)
+    assert sorted(featstore.open(tmp_path / "s").ids) == ["u0", "u1", "u2"]
+
+
+def reseal(store: Path, name: str) -> None:
+    """Write a part's seal anew, as if its index had been committed as it is."""
+    folder = store / "features.zarr" / "mimi" / name
+    attributes = metadata.read_seal(folder)
+    del attributes["seal"]
+    index = (store / "index" / "mimi" / f"{name}.parquet").read_bytes()
+    attributes["sha256"]["index"] = hashlib.sha256(index).hexdigest()
+    (folder / "zarr.json").write_bytes(metadata.group_json(metadata.sealed(attributes)))
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem", "whose"),
+    [
+        ([(0, 4), (5, 2)], "rows overlap or leave gaps", ("a", "b")),
+        ([(0, 4), (3, 2)], "rows overlap or leave gaps", ("a", "b")),
+        ([], "names no utterance", ()),
+    ],
+)
+def test_an_index_that_was_wrong_from_the_start_is_found(
+    tmp_path: Path, rows: list[tuple[int, int]], problem: str, whose: tuple[str, ...]
+) -> None:
+    with featstore.writer(tmp_path / "s", spec()) as out:
+        for id, num in (("a", 4), ("b", 3)):
+            out.add(utterance(id), np.ones((num, 8)))
+    (table,) = (tmp_path / "s").glob("index/mimi/*")
+    columns = [["a", "b"][: len(rows)], [first for first, _ in rows], [num for _, num in rows]]
+    pq.write_table(pa.table(columns, schema=layout.INDEX_SCHEMA), table)
+    reseal(tmp_path / "s", table.stem)
+    (finding,) = integrity.verify(tmp_path / "s").findings
+    assert problem in finding.problem and (finding.part, finding.utterances) == (table.stem, whose)
+
+
+def test_what_was_read_is_counted(tmp_path: Path) -> None:
+    """Bytes of all chunks with their sums: 5 frames of 16 bytes, means and deviations of 2 · 32."""
+    with featstore.writer(tmp_path / "s", spec()) as out:
+        for id, num in (("a", 4), ("b", 1)):
+            out.add(utterance(id), np.ones((num, 8)))
+        out.commit()
+        out.add(utterance("c"), np.ones((2, 8)))
+    told: list[tuple[int, int]] = []
+    report = integrity.verify(tmp_path / "s", progress=lambda done, of: told.append((done, of)))
+    assert (report.parts, report.utterances, told) == (2, 3, [(1, 2), (2, 2)])
+    assert report.bytes == (5 * 16 + 4) + 2 * (2 * 32 + 4) + (2 * 16 + 4) + 2 * (32 + 4)

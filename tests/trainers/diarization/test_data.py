@@ -149,6 +149,60 @@ def test_without_dev_whole_recordings_are_held_out(tmp_path):
     assert any("no split=test" in note for note in sessions.notes)
 
 
+@pytest.mark.parametrize(
+    ("fraction", "recordings", "held"),
+    [(0.05, 10, 1), (0.2, 10, 2), (0.26, 10, 3), (0.9, 3, 2), (0.99, 2, 1), (0, 4, 1)],
+)
+def test_how_many_recordings_are_held_out(tmp_path, fraction, recordings, held):
+    """The share, rounded; one at least, and never all of them. Which ones, the seed decides."""
+    write(tmp_path / "s", [talk(f"u{r}", "train", (0.0, 1.0, "a"), recording=f"m{r}") for r in range(recordings)])
+    store = featstore.open(tmp_path / "s")
+    chosen = set()
+    for seed in range(8):
+        sessions = load_sessions(store, config(f"dev_fraction={fraction}", f"seed={seed}"))
+        assert (len(sessions.dev), len(sessions.train)) == (held, recordings - held)
+        chosen.add(tuple(s.recording for s in sessions.dev))
+    assert len(chosen) > 1
+
+
+def test_what_a_store_is_for_and_what_was_noticed(tmp_path):
+    turns = ((0.0, 1.0, "a"), (0.5, 1.5, "b"))
+    alone = Utterance("alone", "none.wav", 0.0, 1.0, "alone", "a", "train")
+    silent = Utterance("silent", "none.wav", 0.0, 1.0, "silent", None, "train")
+    spare = [
+        talk("t", "train", *turns),
+        talk("d", "dev", *turns),
+        talk("e", "test", (0.0, 1.0, "b"), (2, 3, "z")),
+        talk("o", "", *turns),
+    ]
+    write(tmp_path / "s", [*spare, alone, silent])
+    store = featstore.open(tmp_path / "s")
+    sessions = load_sessions(store, config())
+    assert [[s.id for s in part] for part in (sessions.train, sessions.dev, sessions.test)] == [["t"], ["d"], ["e"]]
+    assert sessions.tuned_on == "dev" and sessions.grid == MIMI_GRID
+    assert sessions.notes == [
+        "1 utterances with neither speaker nor turns were left out",
+        "1 sessions with a split other than train, dev, test were left out",
+        "1 speaker names of test occur in train too",
+    ]
+    assert load_sessions(store, config(protocol="reference")).tuned_on == "test"
+    assert load_sessions(store.select(split=["train", "dev"]), config()).tuned_on == "test"
+
+
+def test_grids_may_differ_by_half_a_frame_and_lengths_by_one(tmp_path):
+    utterances = [talk(f"{split}", split, (0.0, 1.0, "a")) for split in ("train", "dev", "test")]
+    write(tmp_path / "s", utterances, frames=50)
+    for name, frames, first in (("half", 49, 0.08), ("more", 51, 0.0), ("late", 50, 0.081), ("two", 52, 0.04)):
+        write(tmp_path / "s", utterances, dim=1, name=name, frames=frames, grid=FrameGrid(first, 0.08))
+    store = featstore.open(tmp_path / "s")
+    for name, num in (("half", 49), ("more", 50)):
+        assert load_sessions(store, config(f"feature=mimi+{name}")).train[0].num_frames == num
+    with pytest.raises(ConfigError, match="lie on different frames"):
+        load_sessions(store, config("feature=mimi+late"))
+    with pytest.raises(ConfigError, match="more than a frame .mimi: 50, two: 52."):
+        load_sessions(store, config("feature=mimi+two"))
+
+
 def test_nothing_to_train_or_tune_on(tmp_path):
     write(tmp_path / "s", [talk("x", "test", (0.0, 1.0, "a"))])
     with pytest.raises(ConfigError, match="nothing to train on"):
@@ -184,6 +238,130 @@ def test_sampling_weighs_sessions_by_length_and_pattern(tmp_path):
     assert len(CropSampler(sessions, config("sampling=ami/*:3"), 25).epoch(1)) == 40
     with pytest.raises(ConfigError, match="weight 0"):
         CropSampler(sessions, config("sampling=*:0"), 25)
+
+
+def test_every_start_that_fits_is_drawn_and_no_other(tmp_path):
+    """Crops of 25 frames: sessions of 28, 26, 25 and 24 frames can begin at 0–3, 0–1, 0 and 0."""
+    turns = ((0.0, 1.0, "a"),)
+    lengths = {"t28": 28, "t26": 26, "t25": 25, "t24": 24}
+    write(
+        tmp_path / "s",
+        [talk(id, "train", *turns, seconds=0.08 * n) for id, n in lengths.items()] + [talk("d", "dev", *turns)],
+    )
+    chosen = config("crops_per_epoch=400")
+    sessions = load_sessions(featstore.open(tmp_path / "s"), chosen).train
+    crops = CropSampler(sessions, chosen, 25).epoch(1)
+    starts = {id: Counter(c.start for c in crops if c.session.id == id) for id in lengths}
+    assert {id: sorted(found) for id, found in starts.items()} == {
+        **{"t28": [0, 1, 2, 3], "t26": [0, 1], "t25": [0], "t24": [0]},
+    }
+    assert min(starts["t28"].values()) > 10 and min(starts["t26"].values()) > 25  # each as likely as the next
+
+
+def test_crops_depend_on_the_seed_and_the_epoch(tmp_path):
+    turns = ((0.0, 1.0, "a"),)
+    write(tmp_path / "s", [talk(f"t{i}", "train", *turns) for i in range(9)] + [talk("d", "dev", *turns)])
+    store = featstore.open(tmp_path / "s")
+    drawn = []
+    for seed, epoch in ((0, 1), (1, 1), (0, 2), (0, 1)):
+        chosen = config(f"seed={seed}", "crops_per_epoch=30")
+        crops = CropSampler(load_sessions(store, chosen).train, chosen, 25).epoch(epoch)
+        drawn.append([(c.session.id, c.start) for c in crops])
+    assert drawn[0] == drawn[3]
+    for one in (1, 2):
+        assert [id for id, _ in drawn[0]] != [id for id, _ in drawn[one]]  # which session
+        assert [start for _, start in drawn[0]] != [start for _, start in drawn[one]]  # and where
+
+
+def test_the_first_pattern_that_fits_gives_the_weight(tmp_path):
+    turns = ((0.0, 1.0, "a"),)
+    write(tmp_path / "s", [talk(id, "train", *turns) for id in ("ami/a", "ami/b", "x")] + [talk("d", "dev", *turns)])
+    chosen = config("sampling=ami/a:5,ami/*:0,AMI*:9", "crops_per_epoch=60")
+    sessions = load_sessions(featstore.open(tmp_path / "s"), chosen).train
+    assert Counter(c.session.id for c in CropSampler(sessions, chosen, 25).epoch(1)) == {"ami/a": 50, "x": 10}
+
+
+def test_labels_at_the_edges_of_a_crop(tmp_path):
+    """a in frames 2–5, b in 6–9; a turn that ends where the crop begins, or begins where it ends, is not in it."""
+    write(
+        tmp_path / "s",
+        [talk("t", "train", (0.2, 0.5, "a"), (0.52, 0.84, "b"), seconds=0.8), talk("d", "dev", (0, 1, "a"))],
+    )
+    session = load_sessions(featstore.open(tmp_path / "s"), config()).train[0]
+    assert (session.first.tolist(), session.last.tolist(), session.num_frames) == ([2, 6], [6, 10], 10)
+    for start, length, expected in (
+        (0, 2, []),
+        (0, 3, [("a", [2])]),
+        (5, 1, [("a", [0])]),
+        (5, 2, [("a", [0]), ("b", [1])]),
+        (6, 3, [("b", [0, 1, 2])]),
+        (9, 4, [("b", [0])]),
+    ):
+        labels, names, dropped = rasterise(Crop(session, start), length, 2, resort=True)
+        assert labels.shape == (length, 2) and dropped == 0
+        assert [(n, np.flatnonzero(labels[:, k]).tolist()) for k, n in enumerate(names)] == expected, (start, length)
+        assert labels.sum() == sum(len(frames) for _, frames in expected)
+
+
+def test_turns_past_the_end_of_the_features_are_cut(tmp_path):
+    """A turn to 4 s, frames to 2 s: nothing is active where there is no frame."""
+    write(tmp_path / "s", [talk("t", "train", (0.0, 4.0, "a")), talk("d", "dev", (0.0, 1.0, "a"))], frames=25)
+    store = featstore.open(tmp_path / "s")
+    session = load_sessions(store, config()).train[0]
+    for start, inside in ((0, 25), (10, 15), (24, 1)):
+        labels, _, _ = rasterise(Crop(session, start), 30, 4, resort=True)
+        assert labels[:, 0].tolist() == [1] * inside + [0] * (30 - inside)
+    batch = FrameSource(store, config(), 25, CPU).batch([Crop(session, 0)])
+    assert batch.mask.all() and not batch.padded
+    batch = FrameSource(store, config(), 25, CPU).batch([Crop(session, 0), Crop(session, 1)])
+    assert batch.mask.sum(1).tolist() == [25, 24] and batch.padded
+
+
+def test_speakers_that_talk_alike_keep_their_order_and_all_that_is_lost_is_counted(tmp_path):
+    """Five talk for 5 frames each, the second for 6: with two channels the second and the first stay, 15 are lost."""
+    turns = [(0.4 * i, 0.4 * (i + 1) + (0.08 if i == 1 else 0), f"s{i}") for i in range(5)]
+    write(tmp_path / "s", [talk("t", "train", *turns), talk("d", "dev", *turns)])
+    store = featstore.open(tmp_path / "s")
+    session = load_sessions(store, config()).train[0]
+    labels, names, dropped = rasterise(Crop(session, 0), 30, 2, resort=True)
+    assert (names, dropped, labels.sum(0).tolist()) == (["s0", "s1"], 15, [5, 6])
+    labels, names, dropped = rasterise(Crop(session, 0), 30, 2, resort=False)
+    assert (names, dropped, labels.sum(0).tolist()) == (["s0", "s1"], 15, [5, 6])
+    batch = FrameSource(store, config("speakers=2"), 30, CPU).batch([Crop(session, 0), Crop(session, 5)])
+    assert batch.dropped == 15 + 10 and batch.labels.shape == (2, 30, 2)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_buffer_that_was_used_before_leaves_nothing_behind(by_hand, resident):
+    """Five batches through two buffers: each holds its own crops, the last is short, and its padding is zero."""
+    sessions = load_sessions(by_hand, config())
+    source = FrameSource(by_hand, config(), 20, CPU)
+    if resident:
+        source.keep(sessions.train + sessions.dev)
+    starts = [3, 45, 7, 31, 12, 40, 0, 30, 49]
+    crops = [Crop(sessions.train[0] if k % 2 else sessions.dev[0], start) for k, start in enumerate(starts)]
+    seen = [row.clone() for batch in source.batches(crops, 2) for row in batch.inputs[:, :, 0]]
+    assert [row.tolist() for row in seen] == [
+        [*range(start, min(start + 20, 50)), *[0] * max(0, start + 20 - 50)] for start in starts
+    ]
+    assert list(source.batches([], 2)) == []
+
+
+def test_resident_frames_keep_their_kind_and_other_crops_come_from_the_store(by_hand):
+    sessions = load_sessions(by_hand, config())
+    source = FrameSource(by_hand, config(), 20, CPU)
+    source.keep([])
+    assert not source.resident
+    source.keep(sessions.train)
+    mixed = source.batch([Crop(sessions.train[0], 5), Crop(sessions.test[0], 6)])
+    assert mixed.inputs[:, 0, 0].tolist() == [5, 6] and mixed.inputs.dtype == torch.float16
+    write(by_hand.path, [by_hand.utterance(i) for i in "tde"], dim=2, name="wide", dtype="float32")
+    store = featstore.open(by_hand.path)
+    for names, kind in (("mimi", torch.float16), ("wide", torch.float32), ("mimi+wide", torch.float32)):
+        source = FrameSource(store, config(f"feature={names}"), 20, CPU)
+        for _ in range(2):
+            assert source.batch([Crop(sessions.train[0], 5)]).inputs.dtype == kind
+            source.keep(sessions.train)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 16, 17, 1000])

@@ -26,14 +26,17 @@ from tests.sessions import make_store
 from trainers import kinds
 from trainers.checkpoint import State, load_best
 from trainers.config import ConfigError, FitConfig
-from trainers.diarization.data import windows
+from trainers.diarization.data import CropSampler, FrameSource, windows
 from trainers.diarization.decode import FrameTally
 from trainers.diarization.evaluate import evaluate
 from trainers.diarization.fit import _notes, build, fit_diarizer
-from trainers.diarization.loop import learning_rate_factor
+from trainers.diarization.loop import _seed_step, learning_rate_factor
+from trainers.diarization.losses import hybrid_loss
+from trainers.diarization.models import Adapter
 from trainers.diarization.sessions import load_sessions
 from trainers.distributed import Ranks
 from trainers.runs import Run, RunError
+from trainers.scale import scale_of
 
 TINY = (
     *("width=8", "heads=2", "layers=1", "ffn=16", "crop_s=4", "batch_size=2", "epochs=3", "crops_per_epoch=7"),
@@ -87,6 +90,55 @@ def test_defaults_are_the_published_recipe():
     unfreeze = FitConfig.make("unfreeze")
     assert (unfreeze.mimi_lr, unfreeze.lr, unfreeze.mimi_grad_clip, unfreeze.grad_clip) == (1e-5, 1e-4, 0.5, 1.0)
     assert FitConfig.from_json(json.loads(json.dumps(unfreeze.to_json()))) == unfreeze
+
+
+EVERY = {"protocol": "sound", "experiment": "", "feature": "mimi", "seed": 0, "device": "auto"}
+HEAD = {
+    **EVERY,
+    **{"precision": "float32", "tensorboard": False, "epochs": 40, "patience": 10, "batch_size": 4, "lr": 1e-4},
+    **{"weight_decay": 1e-3, "warmup_steps": 2500, "grad_clip": 1.0, "sort_weight": 0.5, "pil_weight": 0.5},
+    **{"checkpoint_steps": 0, "width": 384, "layers": 4, "heads": 6, "ffn": 1536, "dropout": 0.1},
+    **{"crop_s": 90.0, "speakers": 4, "crops_per_epoch": 0, "sampling": {}, "dev_fraction": 0.05},
+    **{"thresholds": (0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60), "medians": (1, 5, 11)},
+}
+MIMI = {"mimi_lr": 1e-5, "mimi_grad_clip": 0.5, "mimi_top_layers": 3, "mimi_context_s": 10.0, "mimi_weights": ""}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("probe", {**EVERY, "epochs": 100, "batch_size": 256, "lr": 1e-3, "trials": "", "piece_s": 0.0}),
+        ("adapter", {**HEAD, "resident": "auto"}),
+        ("fusion", {**HEAD, "resident": "auto", "feature": "mimi+titanet"}),
+        ("unfreeze", {**HEAD, **MIMI}),
+    ],
+)
+def test_each_default_is_the_one_that_was_published(kind, expected):
+    assert FitConfig.make(kind).to_json() == {**expected, "kind": kind}
+
+
+@pytest.mark.parametrize(
+    ("least", "below"),
+    [
+        *((f"{name}=1", f"{name}=0") for name in ("epochs", "patience", "batch_size", "layers", "medians")),
+        *((f"{name}=0", f"{name}=-1") for name in ("seed", "warmup_steps", "checkpoint_steps", "crops_per_epoch")),
+        *((f"{name}=0", f"{name}=-0.01") for name in ("weight_decay", "sort_weight", "pil_weight", "dropout")),
+        *((f"{name}=0.01", f"{name}=0") for name in ("lr", "grad_clip", "crop_s", "thresholds")),
+        *((f"{name}=0.99", f"{name}=1") for name in ("dropout", "dev_fraction", "thresholds")),
+        ("dev_fraction=0", "dev_fraction=-0.01"),
+        ("speakers=1", "speakers=0"),
+        ("speakers=6", "speakers=7"),
+        ("width=12", "width=15"),
+        ("sampling=a:0", "sampling=a:-1"),
+        ("precision=bf16", "precision=float16"),
+        ("resident=no", "resident=maybe"),
+        ("experiment=2.5", "experiment=2.6"),
+    ],
+)
+def test_the_edges_of_what_a_setting_may_be(least, below):
+    FitConfig.make("adapter", settings=[least])
+    with pytest.raises(ConfigError, match=f"^{least.partition('=')[0]}"):
+        FitConfig.make("adapter", settings=[below])
 
 
 def test_toml_then_settings_then_overrides(tmp_path):
@@ -143,6 +195,7 @@ def test_every_setting_of_every_kind_says_what_it_means(kind):
 def test_learning_rate_by_hand():
     assert [learning_rate_factor(s, 4) for s in (1, 4, 16)] == [0.25, 1.0, 0.5]
     assert learning_rate_factor(99, 0) == 1.0
+    assert [learning_rate_factor(s, 4) for s in (2, 3, 5)] == pytest.approx([0.5, 0.75, (4 / 5) ** 0.5])
 
 
 # ---- a run
@@ -200,6 +253,135 @@ def test_a_result_says_what_must_be_known_of_its_training():
         "7 frames of training speech had no channel: more than 4 speakers in a crop",
     ]
     assert _notes(config("warmup_steps=9"), State(step=9, history=[{"dropped_frames": 0}])) == []
+
+
+def by_hand(store, config):
+    """The first epoch as anyone would write it down; returns the weights and each step's loss."""
+    sessions = load_sessions(store, config)
+    length = round(config.crop_s / 0.08)
+    source = FrameSource(store, config, length, torch.device("cpu"))
+    torch.manual_seed(config.seed)
+    model = Adapter(8, speakers=4, width=8, layers=1, heads=2, ffn=16, dropout=config.dropout).train()
+    model.scale.take(scale_of(store, ("mimi",), [session.id for session in sessions.train]))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=config.weight_decay, fused=True)
+    crops = CropSampler(sessions.train, config, length).epoch(1)
+    losses, norms = [], []
+    for step in range(-(-len(crops) // config.batch_size)):
+        batch = source.batch(crops[step * config.batch_size : (step + 1) * config.batch_size])
+        torch.manual_seed(int(np.random.SeedSequence((config.seed, step, 0)).generate_state(1, np.uint64)[0] >> 1))
+        optimizer.param_groups[0]["lr"] = config.lr * (1 / 3, 2 / 3, 1, (3 / 4) ** 0.5)[step]  # warm-up of 3
+        optimizer.zero_grad()
+        mask = batch.mask if batch.padded else None
+        weights = {"sort_weight": config.sort_weight, "pil_weight": config.pil_weight}
+        loss = hybrid_loss(model(batch.inputs, mask), batch.labels, mask, **weights)
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)))
+        optimizer.step()
+        losses.append(loss.item())
+    assert max(norms) > config.grad_clip > 0  # else clipping would not show
+    return model, losses
+
+
+def test_an_epoch_equals_one_written_by_hand(store, tmp_path):
+    """Seed, crops, dropout, warm-up, weights of the loss, clipping, decay: whatever is ignored changes the weights."""
+    settings = ("seed=5", "epochs=1", "dropout=0.3", "grad_clip=0.05", "weight_decay=0.5", "crop_s=9")
+    settings += ("sort_weight=0.2", "pil_weight=0.9", "warmup_steps=3", "crops_per_epoch=8")
+    steps = []
+    run, result = fit(tmp_path / "run", store, *settings, on_step=lambda state: steps.append(state.step))
+    model, losses = by_hand(store, run.config)
+    assert steps == [1, 2, 3, 4] == list(range(1, result["steps"] + 1))
+    found, facts = run.read_tensors("model.safetensors")
+    assert facts["epoch"] == 1
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(
+            found[name], value.detach(), rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+    (row,) = csv.DictReader((run.path / "history.csv").read_text().splitlines())
+    assert float(row["train_loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(row["lr"]) == pytest.approx(1e-2 * (3 / 4) ** 0.5)
+    assert (row["epoch"], row["step"]) == ("1", "4")
+
+    # Dev: every frame of every window weighs the same, the short last window of a session too; without dropout.
+    sessions, length = load_sessions(store, run.config), round(9 / 0.08)
+    source = FrameSource(store, run.config, length, torch.device("cpu"))
+    batch = source.batch(windows(sessions.dev, length))
+    assert batch.padded
+    with torch.no_grad():
+        logits = model.eval()(batch.inputs, batch.mask)
+    dev_loss = hybrid_loss(logits, batch.labels, batch.mask, sort_weight=0.2, pil_weight=0.9).item()
+    assert result["best_dev_loss"] == pytest.approx(float(row["dev_loss"])) == pytest.approx(dev_loss, rel=1e-5)
+    tally = FrameTally((0.3, 0.5))
+    tally.add(logits.sigmoid(), batch.labels, batch.mask)
+    assert float(row["dev_der"]) == pytest.approx(tally.der().min())
+
+
+@pytest.mark.parametrize("protocol", ["sound", "reference"])
+def test_activities_and_loss_of_windows_by_hand(store, protocol):
+    """Three windows in batches of two: the reference protocol counts padding and takes the session's order."""
+    made = config("crop_s=4", "batch_size=2", "thresholds=0.45,0.55", "sort_weight=0.3", protocol=protocol)
+    sessions = load_sessions(store, made)
+    source = FrameSource(store, made, 50, torch.device("cpu"))
+    torch.manual_seed(1)
+    model = Adapter(8, width=8, layers=1, heads=2, ffn=16, dropout=0.5)
+    crops = windows(sessions.dev[:1], 50)
+    found = evaluate(model, source, crops, made, torch.device("cpu"))
+    assert not model.training and len(crops) == 3
+    total = frames = 0.0
+    tally = FrameTally((0.45, 0.55))
+    for at in (0, 2):
+        batch = source.batch(crops[at : at + 2])
+        mask = batch.mask if protocol == "sound" else torch.ones_like(batch.mask)
+        masked = mask if protocol == "sound" and batch.padded else None
+        with torch.no_grad():
+            logits = model(batch.inputs, masked)
+        loss = hybrid_loss(logits, batch.labels, masked, sort_weight=0.3, pil_weight=0.5, resort=protocol == "sound")
+        total, frames = total + float(loss) * int(mask.sum()), frames + int(mask.sum())
+        tally.add(logits.sigmoid(), batch.labels, mask)
+        expected = logits.sigmoid().to(torch.float16).numpy()
+        np.testing.assert_array_equal(found.activity[at : at + len(expected)], expected)
+    assert frames == (125 if protocol == "sound" else 150)
+    assert found.loss == pytest.approx(total / frames, rel=1e-6)
+    assert found.der == pytest.approx(tally.der().min())
+    assert np.isnan(FrameTally((0.5,)).der()).all() and FrameTally((0.5,)).best_der() == 1.0
+
+
+def test_each_draw_has_a_seed_of_its_own():
+    """Initial weights, crops and dropout: of seed, of epoch or step, and dropout of the process too."""
+    drawn = []
+    for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        _seed_step(*key)
+        drawn.append(torch.rand(4))
+        _seed_step(*key)
+        assert torch.equal(torch.rand(4), drawn[-1])
+    assert len({tuple(row.tolist()) for row in drawn}) == 4
+
+
+def test_another_seed_is_another_run(store, tmp_path):
+    """Of what is drawn, each by itself: with the other draws taken out of the game."""
+    made = [config(f"seed={seed}") for seed in (0, 1)]
+    sessions = load_sessions(store, made[0])
+    weights = []
+    for c in made:
+        model, _ = build(Run.create("unused-run-folder", c, store), store, sessions, torch.device("cpu"))
+        weights.append([p.detach().clone() for p in model.parameters() if p.dim() > 1])
+    assert not any(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    crops = [[(c.session.id, c.start) for c in CropSampler(sessions.train, c, 50).epoch(1)] for c in made]
+    assert crops[0] != crops[1]
+
+
+def test_the_best_epoch_is_the_one_of_least_dev_loss(store, tmp_path):
+    """Later epochs that are worse change neither the kept weights nor the figures; patience counts from the best."""
+    run, result = fit(tmp_path / "run", store, "lr=0.3", "warmup_steps=0", "grad_clip=100", "epochs=9", "patience=3")
+    losses = [float(row["dev_loss"]) for row in timeless_history(run)]
+    assert result["best_dev_loss"] == pytest.approx(min(losses)) and result["best_epoch"] == 1 + int(np.argmin(losses))
+    assert result["epochs"] == len(losses) == min(9, result["best_epoch"] + 3)
+    best = [min(losses[: n + 1]) for n in range(len(losses))]
+    assert all(n - best.index(best[n]) < 3 for n in range(len(losses) - 1))
+    model, _ = build(run, store, load_sessions(store, run.config), torch.device("cpu"))
+    load_best(run, model)
+    sessions, source = load_sessions(store, run.config), FrameSource(store, run.config, 50, torch.device("cpu"))
+    again = evaluate(model, source, windows(sessions.dev, 50), run.config, torch.device("cpu"))
+    assert again.loss == pytest.approx(min(losses), rel=1e-5)
 
 
 def test_the_reference_protocol_scores_padding_and_tunes_on_what_it_reports(store, tmp_path):

@@ -9,6 +9,7 @@ import torch
 
 import featstore
 from featstore import MIMI_GRID, Turn, Utterance
+from tests.sessions import spec
 from trainers.config import ConfigError, FitConfig
 from trainers.diarization.data import Crop, FrameSource
 from trainers.diarization.evaluate import run_model
@@ -160,6 +161,41 @@ def test_too_many_layers_and_other_weights_are_refused(store):
         built(store, "mimi_top_layers=9")
     with pytest.raises(ConfigError, match="the two runs could not be compared"):
         built(store, "mimi_weights=random:1")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_session_that_begins_inside_its_file(tmp_path, known):
+    """Frame k of a session that starts at 3 s is sample 72,000 + 1920 k of the file; nothing past its end is heard.
+
+    Where the manifest says no duration, the session reaches to the end of the file.
+    """
+    wave = np.arange(12 * 24000, dtype=np.float32) / 1e6 + 0.1
+    sf.write(tmp_path / "a.wav", wave, 24000, subtype="FLOAT")
+    seconds = 4.0 if known else float("nan")
+    frames = 50 if known else 113  # of 9 s, the last one filled up
+    turns = (Turn(0.0, 2.0, "a"),)
+    with featstore.writer(tmp_path / "s", spec(dim=4)) as writer:
+        for split in ("train", "dev", "test"):
+            u = Utterance(split, str(tmp_path / "a.wav"), 3.0, seconds, split, None, split, turns)
+            writer.add(u, np.ones((frames, 4)))
+    store = featstore.open(tmp_path / "s")
+    made = config("mimi_context_s=0.4", "crop_s=1.6")
+    source, session = AudioSource(store, made, 20, CPU), load_sessions(store, made).train[0]
+    begin, end = 3 * 24000, (7 if known else 12) * 24000
+    for start in (0, 2, 5, 20, frames - 20, frames - 7):
+        context = min(5, start)
+        expected = wave[begin + (start - context) * 1920 : min(begin + (start + 20) * 1920, end)]
+        for asked in (context, 5):  # more context than there is: silence before
+            heard = source.read(Crop(session, start), asked)
+            assert len(heard) == (asked + 20) * 1920
+            silent = (asked - context) * 1920
+            assert not heard[:silent].any() and not heard[silent + len(expected) :].any()
+            np.testing.assert_array_equal(heard[silent : silent + len(expected)], expected)
+    batch = source.batch([Crop(session, 3), Crop(session, frames - 7)])
+    assert batch.inputs.shape == (2, 25 * 1920)  # the context of the one that has most
+    assert batch.mask.sum(1).tolist() == [20, 7] and batch.padded
+    assert source.batch([Crop(session, 0)]).inputs.shape == (1, 20 * 1920)
+    assert source.batch([Crop(session, 3)]).inputs.shape == (1, 23 * 1920)
 
 
 def test_audio_before_the_session_is_silence_and_after_it_too(store):
