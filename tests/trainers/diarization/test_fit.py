@@ -238,9 +238,8 @@ def test_the_best_weights_are_measured_and_not_the_last(store, tmp_path):
     assert of(sessions.dev).loss == pytest.approx(min(losses), rel=1e-5)
     outputs = featstore.open(run.path / "outputs")
     for session in sessions.test:
-        np.testing.assert_array_equal(
-            outputs.frames("activity", session.id), np.concatenate(of([session]).activity)[:125]
-        )
+        found = np.concatenate(of([session]).activity)[:125]  # in a batch of its own: a last bit may differ
+        np.testing.assert_allclose(outputs.frames("activity", session.id), found, rtol=2e-3, atol=1e-4)
     last, _ = run.read_tensors("last.safetensors")
     assert any(not torch.equal(last[f"model.{name}"], value) for name, value in model.named_parameters())
 
