@@ -96,13 +96,15 @@ class Cascade:
         cosines = np.repeat(heard.frames @ voices.T, self.config.substeps, axis=0)
         return Evidence(heard.counts, cosines, voices @ voices.T)
 
+    def found(self, heard: Heard, choice: Choice) -> Evidence:
+        """`evidence` with the pieces grouped as chosen."""
+        labels = groupings(heard.pieces, choice.clustering, (choice.threshold,), self.config.seed)
+        return self.evidence(heard, labels[choice.threshold])
+
     def diarize(self, recordings: Sequence[Heard]) -> list[Turns]:
         """Who spoke when in whole recordings: ``voice0``, ``voice1``, … from the first frame to the last."""
-        choice, found = self.choice, []
-        for heard in recordings:
-            labels = groupings(heard.pieces, choice.clustering, (choice.threshold,), self.config.seed)
-            found.append(self.evidence(heard, labels[choice.threshold]))
-        return self.turns(decode(found, self.config.at_once, choice.decoding))
+        found = [self.found(heard, self.choice) for heard in recordings]
+        return self.turns(decode(found, self.config.at_once, self.choice.decoding))
 
     def turns(self, active: Sequence[NDArray[np.bool_]]) -> list[Turns]:
         """Turns of who is active, (answers, voices) a recording."""

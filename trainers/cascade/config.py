@@ -55,9 +55,11 @@ class CascadeConfig(SessionsConfig):
         (0.1, 0.2, 0.3, 0.4), description="share of the pieces that are joined to a piece; spectral only"
     )
     blends: Several[NotNegative] = Field(
-        (0.0, 6.0, 12.0, 25.0), description="weight of a frame being nearer to the sum of two voices than to one"
+        (0.0, 12.0, 25.0, 40.0), description="weight of a frame being nearer to the sum of two voices than to one"
     )
-    changes: Several[NotNegative] = Field((5.0, 8.0, 12.0), description="price of a voice that begins or ends")
+    # both; weights and prices are against a log-probability of one answer of the head
+    nearest: NotNegative = Field(5.0, description="weight of a frame being nearer to other voices")
+    change: NotNegative = Field(10.0, description="price of a voice that begins or ends")
     at_once: Count = Field(2, description="voices at once at most")
 
     @property

@@ -26,8 +26,8 @@ class Decoding:
     """
 
     nearest: float = 5.0
-    blend: float = 12.0
-    change: float = 8.0
+    blend: float = 25.0
+    change: float = 10.0
 
 
 class Evidence(NamedTuple):

@@ -24,7 +24,7 @@ from trainers.config import ConfigError, FitConfig
 from trainers.runs import Run, RunError
 
 TINY = ("when=codec", "who=voices", "width=16", "steps=80", "batch_size=4", "crop_s=8", "lr=1e-2", "device=cpu")
-TINY += ("clustering=average", "thresholds=0.3,0.5,0.7", "blends=0,12", "changes=8")
+TINY += ("clustering=average", "thresholds=0.3,0.5,0.7", "blends=0,25")
 SECONDS, POOL = 40.0, 6
 
 

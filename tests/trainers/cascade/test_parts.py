@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 from scipy.cluster.hierarchy import fcluster, linkage
 
 import featstore
+from evaluation.diarization import DiarizationErrors
 from featstore import FrameGrid, Turn, Utterance
 from tests.sessions import spec
-from trainers.cascade import counting
+from trainers.cascade import choosing, counting
 from trainers.cascade.clusters import Pieces, groupings, pieces_of, unit, voices_of
 from trainers.cascade.decoding import (
     Decoding,
@@ -228,3 +230,29 @@ def test_counts_are_smoothed():
     log_p = np.log(np.where(np.eye(3)[[1, 1, 2, 1, 1]] > 0, 0.8, 0.1)).astype(np.float32)
     assert smooth_counts(log_p, 3.0).tolist() == [1] * 5
     assert smooth_counts(log_p, 0.5).tolist() == [1, 1, 2, 1, 1]
+
+
+# ---- choosing
+
+
+def test_the_middle_of_a_valley_is_chosen(monkeypatch):
+    """DER by threshold: a sharp single best beside a cliff loses to the middle of a valley."""
+    by_threshold = {0.1: 0.3, 0.2: 0.12, 0.3: 0.5, 0.4: 0.14, 0.5: 0.13, 0.6: 0.14, 0.7: 0.4}
+    by_blend = {0.0: 0.11, 3.0: 0.2, 6.0: 0.12, 9.0: 0.13, 12.0: 0.14}
+    config = FitConfig.make(
+        "cascade",
+        settings=["clustering=average", f"thresholds={','.join(map(str, by_threshold))}", "blends=12,9,6,3,0"],
+    )
+    monkeypatch.setattr(choosing, "groupings", lambda *_: dict.fromkeys(by_threshold))
+    monkeypatch.setattr(choosing, "decode", lambda *_: None)
+    asked = []
+    stub = SimpleNamespace(config=config, turns=lambda _: None, evidence=lambda *_: None, found=lambda *_: None)
+
+    def measure(_):
+        asked.append(1)
+        der = (*by_threshold.values(), *by_blend.values())[len(asked) - 1]
+        return DiarizationErrors(total_s=1.0, missed_s=der)
+
+    choice, tried = choosing.choose(stub, [SimpleNamespace(pieces=None)], measure)
+    assert (choice.threshold, choice.decoding) == (0.5, Decoding(blend=9.0))
+    assert [row["der"] for row in tried] == [*by_threshold.values(), *by_blend.values()]
