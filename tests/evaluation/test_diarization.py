@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from evaluation.frames import (
 from evaluation.rttm import read_rttm, read_uem, write_rttm, write_uem
 from evaluation.turns import NO_TURNS, Turns, to_timeline
 from featstore.types import MIMI_GRID, FrameGrid, Turn
+from tests.sessions import random_turns
 
 
 def draw(**speakers: str) -> Turns:
@@ -50,7 +52,9 @@ def pyannote(reference: Turns, hypothesis: Turns, regions: np.ndarray | None = N
         ref, hyp = reference.to_annotation(), hypothesis.to_annotation()
         detail = der(ref, hyp, uem=uem, detailed=True)
         jaccard = jer(ref, hyp, uem=uem, detailed=True)
+        scored, answered = jer.uemify(ref, hyp, uem=uem, collar=jer.collar, skip_overlap=jer.skip_overlap)
     return {
+        "tied": _tied(scored * answered),
         "total_s": detail["total"],
         "missed_s": detail["missed detection"],
         "false_alarm_s": detail["false alarm"],
@@ -59,6 +63,19 @@ def pyannote(reference: Turns, hypothesis: Turns, regions: np.ndarray | None = N
         "jaccard_errors": jaccard["speaker error"],
         "num_speakers": jaccard["speaker count"],
     }
+
+
+def _tied(together: np.ndarray) -> bool:
+    """Whether two mappings of speakers are equally good: DER is the same under both, JER need not be."""
+    found: dict[frozenset[tuple[int, int]], float] = {}
+    size = max(together.shape, default=0)
+    square = np.zeros((size, size))
+    square[: together.shape[0], : together.shape[1]] = together
+    for order in permutations(range(size)):
+        pairs = [(i, j) for i, j in enumerate(order) if square[i, j] > 0]
+        found[frozenset(pairs)] = sum(square[pair] for pair in pairs)
+    best, *others = sorted(found.values(), reverse=True)
+    return bool(others) and best - others[0] < 1e-6
 
 
 def assert_equal(ours: DiarizationErrors, theirs: dict, jer: bool = True) -> None:
@@ -208,8 +225,9 @@ def test_equals_pyannote_on_random_turns(
         regions = np.array([[s.start, s.end] for s in support])
     options = {"collar_s": collar_ms / 1000, "skip_overlap": skip_overlap}
     ours, _ = score_recording(reference, hypothesis, regions=regions, **options)
+    theirs = pyannote(reference, hypothesis, regions, **options)
     # With whole milliseconds two mappings may tie, and then JER depends on which is taken.
-    assert_equal(ours, pyannote(reference, hypothesis, regions, **options), jer=False)
+    assert_equal(ours, theirs, jer=not theirs["tied"])
 
 
 def perturbed(turns: Turns, rng: np.random.Generator) -> Turns:
@@ -227,28 +245,49 @@ def perturbed(turns: Turns, rng: np.random.Generator) -> Turns:
     ).merged()
 
 
+def meetings(count: int, seconds: float = 150.0) -> dict[str, Turns]:
+    """Made-up meetings of four people, with pauses and overlaps; times of no grid, so that no two mappings tie."""
+    rng = np.random.default_rng(7)
+    return {f"m{i}": Turns.of(random_turns(rng, 4, seconds, 6)) for i in range(count)}
+
+
+def compare(reference: dict[str, Turns], uem: dict[str, np.ndarray] | None, **options: object) -> None:
+    rng = np.random.default_rng(0)
+    hypothesis = {name: perturbed(turns, rng) for name, turns in reference.items()}
+    result = score(reference, hypothesis, uem=uem, **options)
+    assert list(result.recordings) == list(reference)
+    for name, turns in reference.items():
+        theirs = pyannote(turns, hypothesis[name], None if uem is None else uem[name], **options)
+        assert not theirs["tied"]
+        assert_equal(result.recordings[name], theirs)
+        assert 0.1 < result.recordings[name].der < 0.6
+        assert 0.1 < result.recordings[name].jer < 0.8
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"collar_s": 0.25}, {"skip_overlap": True}, {"skip_overlap": True, "collar_s": 0.25}]
+)
+def test_equals_pyannote_on_made_up_meetings(options: dict) -> None:
+    reference = meetings(3)
+    compare(reference, None, **options)
+    compare(reference, {name: np.array([[3.3, 60.7], [70.1, 149.9]]) for name in reference}, **options)
+
+
 @pytest.mark.parametrize("options", [{}, {"collar_s": 0.25}, {"skip_overlap": True, "collar_s": 0.25}])
 def test_equals_pyannote_on_ami(speech_dir: Path, options: dict) -> None:
     reference = read_rttm(speech_dir / "ami" / "only_words" / "rttms" / "dev")
     uem = read_uem(speech_dir / "ami" / "uems" / "dev")
-    rng = np.random.default_rng(0)
-    hypothesis = {name: perturbed(turns, rng) for name, turns in reference.items()}
     assert len(reference) == 5
     assert sum(map(len, reference.values())) == 1594
     if options:  # pyannote.metrics takes seconds a meeting: the options on the two shortest
         reference = {name: reference[name] for name in ("ES2011a", "IS1008a")}
         uem = {name: uem[name] for name in reference}
     for regions in (uem,) if options else (None, uem):
-        result = score(reference, hypothesis, uem=regions, **options)
-        for name, turns in reference.items():
-            theirs = pyannote(turns, hypothesis[name], None if regions is None else regions[name], **options)
-            assert_equal(result.recordings[name], theirs)
-            assert 0.1 < result.recordings[name].der < 0.6
+        compare(reference, regions, **options)
 
 
-def test_equals_spyder(speech_dir: Path) -> None:
+def against_spyder(reference: Turns) -> None:
     spyder = pytest.importorskip("spyder")
-    reference = read_rttm(speech_dir / "ami" / "only_words" / "rttms" / "dev" / "TS3004a.rttm")["TS3004a"]
     hypothesis = perturbed(reference, np.random.default_rng(1))
     rows = [[(t.speaker, t.start_s, t.end_s) for t in side.to_turns()] for side in (reference, hypothesis)]
     for collar_s in (0.0, 0.25):
@@ -256,6 +295,15 @@ def test_equals_spyder(speech_dir: Path) -> None:
         ours, _ = score_recording(reference, hypothesis, collar_s=collar_s)
         assert ours.der == pytest.approx(theirs.der, abs=1e-4)
         assert ours.missed_s / ours.total_s == pytest.approx(theirs.miss, abs=1e-4)
+
+
+def test_equals_spyder_on_made_up_meetings() -> None:
+    for turns in meetings(3).values():
+        against_spyder(turns)
+
+
+def test_equals_spyder_on_ami(speech_dir: Path) -> None:
+    against_spyder(read_rttm(speech_dir / "ami" / "only_words" / "rttms" / "dev" / "TS3004a.rttm")["TS3004a"])
 
 
 # ---- frames
@@ -333,6 +381,24 @@ def test_median_filter_equals_scipy() -> None:
         decode(activity, 0.5, 4)
     with pytest.raises(ValueError, match="1 NaN"):
         decode(np.array([[np.nan]]), 0.5)
+
+
+@pytest.mark.parametrize("grid", [MIMI_GRID, FrameGrid(0.02, 0.04)], ids=str)
+def test_floor_is_what_rounding_moves(grid: FrameGrid) -> None:
+    """Turns with seconds between them: each boundary goes to the nearest edge of a frame, or to the next one outward."""
+    rng, step = np.random.default_rng(2), grid.step_s
+    start = np.arange(60) * 7.0 + rng.uniform(1, 2, 60)
+    end = start + rng.uniform(0.5, 4, 60)
+    reference = {"m": Turns.from_arrays(start, end, [f"s{i % 3}" for i in range(60)])}
+    nearest = sum(np.abs(np.round(times / step) * step - times).sum() for times in (start, end))
+    outward = (start - np.floor(start / step) * step).sum() + (np.ceil(end / step) * step - end).sum()
+    for rounding, moved in ((False, nearest), (True, outward)):
+        errors = floor(reference, grid, outward=rounding)
+        assert errors.wrong_s == pytest.approx(moved)
+        assert errors.total_s == pytest.approx((end - start).sum())
+        assert floor(reference, grid, outward=rounding, collar_s=step).wrong_s == pytest.approx(0)
+    half = {"m": np.array([[0.0, 210.0]])}
+    assert floor(reference, grid, uem=half).total_s == pytest.approx((end - start)[:30].sum())
 
 
 def test_floor_of_ami(speech_dir: Path) -> None:
@@ -438,6 +504,23 @@ def test_annotations_and_back() -> None:
     timeline = to_timeline(np.array([[0.0, 2.0], [4.0, 6.0]]), "m")
     assert (timeline.uri, timeline.duration()) == ("m", 4.0)
     assert annotation.crop(timeline).get_timeline().extent() == Segment(0.5, 5.0)
+
+
+def test_written_rttm_of_made_up_meetings_reads_back(tmp_path: Path) -> None:
+    """To the millisecond, the order of turns and of arrival kept; what a crop cuts off is gone from both."""
+    turns = meetings(2)
+    write_rttm(tmp_path / "x.rttm", turns)
+    back = read_rttm(tmp_path / "x.rttm")
+    assert list(back) == list(turns)
+    for name, found in back.items():
+        assert found.speakers == turns[name].speakers
+        np.testing.assert_array_equal(found.speaker, turns[name].speaker)
+        np.testing.assert_allclose(found.start_s, turns[name].start_s, atol=5.1e-4)
+        np.testing.assert_allclose(found.end_s, turns[name].end_s, atol=1.1e-3)
+        piece = found.cropped(50, 120)
+        inside = (found.start_s < 120) & (found.end_s > 50)
+        np.testing.assert_allclose(piece.start_s, found.start_s[inside].clip(50) - 50)
+        np.testing.assert_allclose(piece.end_s, found.end_s[inside].clip(max=120) - 50)
 
 
 def test_written_rttm_reads_back(tmp_path: Path, speech_dir: Path) -> None:

@@ -21,6 +21,7 @@ from evaluation.rttm import read_rttm, read_uem, write_rttm
 from evaluation.turns import NO_TURNS, Turns
 from evaluation.verification import evaluate_scores
 from featstore import MIMI_GRID, FeatureSpec, Turn, Utterance
+from tests.sessions import random_turns
 
 
 def find(checks: list[Check], part: str) -> Check:
@@ -51,6 +52,28 @@ def test_ami_dev_passes(speech_dir: Path) -> None:
     assert find(checks, "floor at 12.5 Hz under").found == "0.00 s"
     share = float(find(checks, "rotated by one: DER, fixed").found.split()[0])
     assert share > 80
+
+
+def test_made_up_meetings_pass() -> None:
+    """What AMI shows, on meetings of ten minutes: crops in another order, a floor that collars hide, no known totals."""
+    rng = np.random.default_rng(0)
+    reference = {f"m{i}": Turns.of(random_turns(rng, 4, 600.0, 4)) for i in range(4)}
+    uem = {name: np.array([[0.0, 590.0]]) for name in reference}
+    checks = check_reference(reference, np.random.default_rng(0), uem=uem, num_crops=200)
+    assert not failed(checks)
+    # Of 24 orders the crop's is the session's by chance, or a little more often.
+    assert 85 < float(find(checks, "arrival order is not").found.split()[0]) <= 100
+    assert 60 < float(find(checks, "in session channels").found.split()[0]) < 85
+    assert float(find(checks, "rotated by one: DER, fixed").found.split()[0]) > 80
+    for hertz, least in (("12.5", 1), ("25", 0.5)):
+        assert find(checks, f"floor at {hertz} Hz under").found == "0.00 s"
+        centre, outward = find(checks, f"floor at {hertz} Hz: by").found.split("; ")
+        # A quarter of a frame at each end of turns of 2.5 s, or half of one.
+        assert float(centre.split()[0]) == pytest.approx(1.6 * least, rel=0.3)
+        assert float(outward.split()[0]) == pytest.approx(3.2 * least, rel=0.3)
+    left = [float(check.found.split()[2]) for check in checks if check.name.startswith("collar")]
+    assert left == sorted(left, reverse=True) or len(set(left)) == 4
+    assert not [check for check in checks if check.name.startswith("AMI")]
 
 
 def test_arrival_by_hand() -> None:

@@ -166,6 +166,18 @@ def test_trial_lists_that_are_refused(tmp_path: Path, raw: bytes, message: str) 
         read_trials(tmp_path / "t.txt")
 
 
+def test_a_long_list_keeps_every_trial_and_its_order(tmp_path: Path) -> None:
+    """Names by their first appearance on the left, then on the right; positions that lead back to the lines."""
+    rng = np.random.default_rng(4)
+    names = [f"id{n // 20:05d}/v{n % 4}/{n:05d}.wav" for n in range(200)]
+    pairs = [(int(rng.integers(2)), *(names[i] for i in rng.integers(0, 200, 2))) for _ in range(3000)]
+    (tmp_path / "t.txt").write_text("".join(f"{same} {one} {other}\n" for same, one, other in pairs))
+    trials = read_trials(tmp_path / "t.txt")
+    found = zip(trials.same.tolist(), trials.left.tolist(), trials.right.tolist(), strict=True)
+    assert [(int(same), trials.names[a], trials.names[b]) for same, a, b in found] == pairs
+    assert len(trials) == 3000 and len(set(trials.names)) == len(trials.names) <= 200
+
+
 def test_voxceleb_list_has_its_known_counts(speech_dir: Path) -> None:
     trials = read_trials(speech_dir / "voxceleb" / "veri_test2.txt")
     assert (len(trials), int(trials.same.sum()), len(trials.names)) == (37_611, 18_802, 4_708)

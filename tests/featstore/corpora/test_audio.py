@@ -168,6 +168,25 @@ def test_a_disk_that_fails_is_not_bad_audio(tmp_path: Path, monkeypatch: pytest.
         audio.duration_s(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "rate_hz", "subtype", "tolerance"),
+    [("a.flac", 16000, "PCM_16", 0.01), ("a.wav", 8000, "PCM_16", 0.01), ("a.ogg", 16000, "VORBIS", 0.05),
+     ("a.ogg", 24000, "OPUS", 0.05), ("a.mp3", 16000, "MPEG_LAYER_III", 0.05)],
+)  # fmt: skip
+def test_every_kind_of_file_gives_the_same_speech(
+    tmp_path: Path, name: str, rate_hz: int, subtype: str, tolerance: float
+) -> None:
+    """Bursts of a tone: as long as the file says, each burst where and as loud as it was written."""
+    loud = np.repeat([0.0, 1.0, 0.0, 0.5, 0.0, 1.0], rate_hz // 2)
+    path = write(tmp_path / name, (loud * tone(3.0, rate_hz)).astype(np.float32), rate_hz, subtype)
+    found = load(path, 24000)
+    assert len(found) == pytest.approx(72000, abs=2)
+    assert audio.duration_s(path) == pytest.approx(3.0, abs=1e-3)
+    inner = found[: 6 * 12000].reshape(6, 12000)[:, 2400:-2400]
+    rms = np.sqrt((inner**2).mean(1))
+    assert rms == pytest.approx(0.5 / np.sqrt(2) * loud[:: rate_hz // 2], abs=tolerance)
+
+
 def test_real_speech_of_every_kind_decodes(speech_dir: Path) -> None:
     eight_khz = next((speech_dir / "fsdd" / "recordings").glob("*.wav"))
     assert len(load(eight_khz, 24000)) == pytest.approx(sf.info(eight_khz).duration * 24000, abs=2)

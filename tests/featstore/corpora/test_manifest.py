@@ -206,6 +206,34 @@ def test_splits_must_not_share_recordings_or_speakers(tmp_path: Path) -> None:
         check_disjoint(utterances, "speaker")
 
 
+def test_a_corpus_of_clips_reads_as_it_was_written(tmp_path: Path) -> None:
+    """Sixty clips of 30 s out of three meetings with a turn every 7 s, and sixty utterances of twenty speakers."""
+    for m in range(3):
+        turns = "".join(f"SPEAKER m{m} 1 {7 * k} 5 <NA> <NA> s{k % 4} <NA> <NA>\n" for k in range(90))
+        (tmp_path / f"m{m}.rttm").write_text(turns)
+    clips = [
+        {"audio_filepath": f"m{m}.wav", "offset": 30.0 * k, "duration": 30.0, "rttm_filepath": f"m{m}.rttm",
+         "recording": f"m{m}", "utt_id": f"m{m}-{k}", "split": ("train", "dev", "test")[m]}
+        for m in range(3) for k in range(20)
+    ]  # fmt: skip
+    found = read_manifest(jsonl(tmp_path / "clips.jsonl", *clips))
+    assert [(u.id, u.recording, u.start_s, u.duration_s, u.split) for u in found] == [
+        (c["utt_id"], c["recording"], c["offset"], 30.0, c["split"]) for c in clips
+    ]
+    check_disjoint(found, "recording")
+    for u in found:
+        expected = [
+            (max(7.0 * k - u.start_s, 0), min(7.0 * k + 5 - u.start_s, 30.0), f"s{k % 4}")
+            for k in range(90)
+            if 7 * k < u.start_s + 30 and 7 * k + 5 > u.start_s
+        ]
+        assert [(t.start_s, t.end_s, t.speaker) for t in u.turns] == expected
+    words = [{"audio_filepath": f"{i}.wav", "duration": 2.0, "speaker": f"s{i % 20}"} for i in range(60)]
+    utterances = read_manifest(jsonl(tmp_path / "words.jsonl", *words), split="test")
+    assert (len(utterances), len({u.speaker for u in utterances}), {u.split for u in utterances}) == (60, 20, {"test"})
+    check_disjoint(utterances, "speaker")
+
+
 def test_real_manifests_read(speech_dir: Path) -> None:
     utterances = read_manifest(speech_dir / "manifest.jsonl")
     assert (len(utterances), len({u.speaker for u in utterances})) == (351, 261)

@@ -465,6 +465,16 @@ def test_a_session_whose_speaker_has_nothing_to_say_fails_alone(
     assert len(read_manifest(tmp_path / "out" / "manifest.jsonl")) == report.sessions
 
 
+def test_the_published_recipe_of_four_speakers(tmp_path: Path, corpus: list[Utterance]) -> None:
+    report = simulate(corpus, replace(read_recipe("4spk"), sample_rate_hz=RATE), tmp_path, split="train", sessions=1)
+    assert not report.failures
+    assert report.got_overlap == pytest.approx(0.25, abs=0.03)
+    assert report.got_silence == pytest.approx(0.15, abs=0.03)
+    (session,) = read_manifest(tmp_path / "manifest.jsonl")
+    assert len({turn.speaker for turn in session.turns}) == report.speakers == 4
+    assert (report.hours, session.duration_s) == (pytest.approx(300 / 3600), 300)
+
+
 def test_real_speech(tmp_path: Path, speech_dir: Path) -> None:
     utterances = read_manifest(speech_dir / "manifest.jsonl")
     report = simulate(utterances, read_recipe("4spk"), tmp_path, split="train", sessions=2)
