@@ -107,22 +107,49 @@ def test_nemo_members_stay_inside(tmp_path: Path) -> None:
 
 def test_damaged_nemo_archives(tmp_path: Path) -> None:
     good = nemo_file(tmp_path / "m.nemo").read_bytes()
+    unreadable, damaged = "is not a NeMo archive we can read: ", r"model_weights\.ckpt is damaged: "
+    twice = {"model_config.yaml": b"{}"}, {"model_weights.ckpt": b"other weights"}
     cases = {
-        "empty": b"",
-        "noise": b"\x00\x01\x02" * 1000,
-        "cut in the weights": good[:2500],
-        "no weights": nemo_file(tmp_path / "a.nemo", **{"./model_weights.ckpt": None}).read_bytes(),
-        "no config": nemo_file(tmp_path / "b.nemo", **{"./model_config.yaml": None}).read_bytes(),
-        "config not yaml": nemo_file(tmp_path / "c.nemo", **{"./model_config.yaml": b"a: [1"}).read_bytes(),
-        "config a list": nemo_file(tmp_path / "d.nemo", config=[1]).read_bytes(),
-        "weights noise": nemo_file(tmp_path / "e.nemo", **{"./model_weights.ckpt": b"noise" * 99}).read_bytes(),
-        "weights a list": nemo_file(tmp_path / "f.nemo", weights=[torch.ones(2)]).read_bytes(),
-        "twice": nemo_file(tmp_path / "g.nemo", **{"model_config.yaml": b"{}"}).read_bytes(),
+        "empty": (b"", unreadable),
+        "noise": (b"\x00\x01\x02" * 1000, unreadable),
+        "cut in the weights": (good[:2500], unreadable + "unexpected end of data"),
+        "no weights": (
+            nemo_file(tmp_path / "a.nemo", **{"./model_weights.ckpt": None}).read_bytes(),
+            unreadable + r"expected a member model_weights\.ckpt, found none",
+        ),
+        "no config": (
+            nemo_file(tmp_path / "b.nemo", **{"./model_config.yaml": None}).read_bytes(),
+            unreadable + r"expected a member model_config\.yaml, found none",
+        ),
+        "config not yaml": (
+            nemo_file(tmp_path / "c.nemo", **{"./model_config.yaml": b"a: [1"}).read_bytes(),
+            unreadable + r"model_config\.yaml is not YAML: ",
+        ),
+        "config a list": (
+            nemo_file(tmp_path / "d.nemo", config=[1]).read_bytes(),
+            unreadable + r"model_config\.yaml: expected sections preprocessor, encoder and decoder",
+        ),
+        "weights noise": (
+            nemo_file(tmp_path / "e.nemo", **{"./model_weights.ckpt": b"noise" * 99}).read_bytes(),
+            f"refused: its checkpoint holds more than tensors|{damaged}",
+        ),
+        "weights a list": (
+            nemo_file(tmp_path / "f.nemo", weights=[torch.ones(2)]).read_bytes(),
+            r"expected tensors by name in model_weights\.ckpt, found something else",
+        ),
+        **{
+            f"{name} twice": (
+                nemo_file(tmp_path / "g.nemo", **member).read_bytes(),
+                unreadable + f"{name} is in it twice",
+            )
+            for member in twice
+            for name in member
+        },
     }
-    for what, content in cases.items():
+    for what, (content, says) in cases.items():
         path = tmp_path / "bad.nemo"
         path.write_bytes(content)
-        with pytest.raises(WeightsError) as caught:
+        with pytest.raises(WeightsError, match=says) as caught:
             read_nemo(path)
         assert "bad.nemo" in str(caught.value) and "\n" not in str(caught.value), what
 

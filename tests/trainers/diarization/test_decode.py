@@ -175,21 +175,25 @@ def test_errors_are_summed_over_windows_and_sessions_of_a_recording(store, tmp_p
         np.testing.assert_array_equal(outputs.frames("activity", id), whole.astype(np.float16))
 
 
-def test_the_average_of_fixed_rates_is_of_fixed_rates(store, tmp_path):
+def test_averages_are_of_the_windows_in_which_somebody_speaks(store, tmp_path):
     made = config("speakers=2", "thresholds=0.5", "medians=1")
-    crops = windows(load_sessions(store, made).test[:1], 50)
+    crops = [*windows(load_sessions(store, made).test[:1], 50), silent_crop(store, made)]
     activity = answer(crops, 50, 0.9, 0.1, flip=True)
     figures = measure(a_run(tmp_path, store, made), store, MIMI_GRID, (crops, activity), (crops, activity))
     assert (figures["mean_window_der"], figures["mean_window_fixed_der"]) == (pytest.approx(0), pytest.approx(1))
     assert figures["test"]["fixed_der"] == pytest.approx(1)
+    assert figures["num_windows"] == 2
+
+
+def silent_crop(store, made):
+    nobody = np.zeros(0, np.int64)
+    session = load_sessions(store, made).test[1]
+    return Crop(replace(session, first=nobody, last=nobody, speaker=nobody, names=(), turns=()), 0)
 
 
 def test_where_nobody_speaks_there_is_no_rate(store, tmp_path):
     made = config("speakers=2", "thresholds=0.5,0.6", "medians=1")
-    nobody = np.zeros(0, np.int64)
-    session = load_sessions(store, made).test[0]
-    silent = Crop(replace(session, first=nobody, last=nobody, speaker=nobody, names=(), turns=()), 0)
-    quiet = np.full((1, 50, 2), 0.1)
+    silent, quiet = silent_crop(store, made), np.full((1, 50, 2), 0.1)
     figures = measure(a_run(tmp_path, store, made), store, MIMI_GRID, ([silent], quiet), ([silent], quiet))
     assert figures["test"]["der"] is figures["mean_window_der"] is figures["mean_window_fixed_der"] is None
     assert [row["der"] for row in figures["decoding"]["sweep"]] == [None, None]

@@ -20,7 +20,7 @@ from trainers.runs import Run
 
 pytest.importorskip("moshi", reason="moshi is not installed: pip install '.[extract]'")
 
-from trainers.diarization.unfreeze import AudioSource, UnfrozenMimi
+from trainers.diarization.unfreeze import AudioSource
 
 CPU = torch.device("cpu")
 SECONDS = 6.0
@@ -141,20 +141,32 @@ def test_context_is_heard_and_not_scored_by_either_protocol(store):
         assert run_model(model, batch, made, CPU)[0].shape == (1, 20, 4)
 
 
-def test_a_whole_run_changes_only_what_is_trainable(store, tmp_path):
-    made = config()
+def test_a_whole_run_changes_only_what_is_trainable(store, tmp_path, monkeypatch):
+    made = config("lr=1e-2", "mimi_lr=1e-2")
     run = Run.create(tmp_path / "run", made, store)
+    kept = []
+
+    def build_and_keep(*arguments):
+        kept.append(build(*arguments))
+        return kept[-1]
+
+    monkeypatch.setattr("trainers.diarization.fit.build", build_and_keep)
     result = fit_diarizer(run, store)
     assert result["kind"] == "unfreeze" and 0 < result["trainable_parameters"] < result["parameters"]
     assert any("UNTRAINED" in warning for warning in result["warnings"])
     tensors, _ = run.read_tensors("model.safetensors")
-    fresh = UnfrozenMimi.make(store, made, {"speakers": 4, "width": 8, "layers": 1, "heads": 2, "ffn": 16}, 20)
     scale = {"adapter.scale.mean", "adapter.scale.size"}
     assert sum(t.numel() for n, t in tensors.items() if n not in scale) == result["trainable_parameters"]
-    assert set(tensors) == {name for name, p in fresh.named_parameters() if p.requires_grad} | scale
-    before = dict(fresh.named_parameters())
-    changed = [n for n in tensors if n.startswith("mimi.") and not torch.equal(tensors[n], before[n])]
-    assert changed
+    ((model, _),) = kept
+    before = build(run, store, load_sessions(store, made), CPU)[0]
+    after, trainable = dict(model.named_parameters()), {n for n, p in before.named_parameters() if p.requires_grad}
+    assert set(tensors) == trainable | scale
+    assert {n for n in trainable if n.startswith("mimi.")} and {n for n in trainable if n.startswith("adapter.")}
+    changed = {name for name, value in before.named_parameters() if not torch.equal(after[name], value)}
+    assert changed == trainable  # all of them, and nothing else
+    buffers = dict(model.named_buffers())
+    assert all(torch.equal(buffers[name], value) for name, value in before.named_buffers())
+    assert all(torch.equal(tensors[name], after[name]) for name in trainable)
 
 
 def test_too_many_layers_and_other_weights_are_refused(store):
