@@ -236,6 +236,8 @@ def test_sampling_weighs_sessions_by_length_and_pattern(tmp_path):
     assert 0.40 < alike < 0.52
     # By default an epoch is as much audio as there is, weights included: (8 + 3·8 + 3·16) s in crops of 2 s.
     assert len(CropSampler(sessions, config("sampling=ami/*:3"), 25).epoch(1)) == 40
+    # Rounded, and one crop at least: 400 frames are 3.7 crops of 108, and 0.4 of 1000.
+    assert [len(CropSampler(sessions, config(), length).epoch(1)) for length in (108, 120, 1000)] == [4, 3, 1]
     with pytest.raises(ConfigError, match="weight 0"):
         CropSampler(sessions, config("sampling=*:0"), 25)
 
@@ -276,7 +278,7 @@ def test_crops_depend_on_the_seed_and_the_epoch(tmp_path):
 def test_the_first_pattern_that_fits_gives_the_weight(tmp_path):
     turns = ((0.0, 1.0, "a"),)
     write(tmp_path / "s", [talk(id, "train", *turns) for id in ("ami/a", "ami/b", "x")] + [talk("d", "dev", *turns)])
-    chosen = config("sampling=ami/a:5,ami/*:0,AMI*:9", "crops_per_epoch=60")
+    chosen = config("sampling=AMI*:9,ami/a:5,ami/*:0", "crops_per_epoch=60")
     sessions = load_sessions(featstore.open(tmp_path / "s"), chosen).train
     assert Counter(c.session.id for c in CropSampler(sessions, chosen, 25).epoch(1)) == {"ami/a": 50, "x": 10}
 
@@ -331,6 +333,14 @@ def test_speakers_that_talk_alike_keep_their_order_and_all_that_is_lost_is_count
     assert batch.dropped == 15 + 10 and batch.labels.shape == (2, 30, 2)
 
 
+def test_batches_have_the_order_of_their_protocol(by_hand):
+    for protocol, channel in (("sound", 0), ("reference", 2)):  # c talks alone, and is the session's third
+        made = config(protocol=protocol)
+        source = FrameSource(by_hand, made, 20, CPU)
+        labels = source.batch([Crop(load_sessions(by_hand, made).train[0], 26)]).labels
+        assert labels[0].sum(0).tolist() == [16 if k == channel else 0 for k in range(4)]
+
+
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_buffer_that_was_used_before_leaves_nothing_behind(by_hand, resident):
     """Five batches through two buffers: each holds its own crops, the last is short, and its padding is zero."""
@@ -383,3 +393,5 @@ def test_windows_cover_every_frame_once(by_hand):
         (20, 20),
         (40, 10),
     ]
+    for length, starts in ((50, [0]), (49, [0, 49]), (25, [0, 25]), (24, [0, 24, 48]), (51, [0])):
+        assert [c.start for c in windows([session, session], length)] == starts * 2

@@ -30,11 +30,12 @@ from trainers.diarization.data import CropSampler, FrameSource, windows
 from trainers.diarization.decode import FrameTally
 from trainers.diarization.evaluate import evaluate
 from trainers.diarization.fit import _notes, build, fit_diarizer
-from trainers.diarization.loop import _seed_step, learning_rate_factor
+from trainers.diarization.loop import Training, _seed_step, learning_rate_factor
 from trainers.diarization.losses import hybrid_loss
 from trainers.diarization.models import Adapter
 from trainers.diarization.sessions import load_sessions
 from trainers.distributed import Ranks
+from trainers.progress import Unseen
 from trainers.runs import Run, RunError
 from trainers.scale import scale_of
 
@@ -255,63 +256,90 @@ def test_a_result_says_what_must_be_known_of_its_training():
 
 
 def by_hand(store, config):
-    """The first epoch as anyone would write it down; returns the weights and each step's loss."""
+    """Two epochs as anyone would write them down; yields the model after each, with its losses and dropped frames."""
     sessions = load_sessions(store, config)
     length = round(config.crop_s / 0.08)
     source = FrameSource(store, config, length, torch.device("cpu"))
+    weights = {"sort_weight": config.sort_weight, "pil_weight": config.pil_weight}
     torch.manual_seed(config.seed)
-    model = Adapter(8, speakers=4, width=8, layers=1, heads=2, ffn=16, dropout=config.dropout).train()
+    model = Adapter(8, speakers=2, width=8, layers=1, heads=2, ffn=16, dropout=config.dropout)
     model.scale.take(scale_of(store, ("mimi",), [session.id for session in sessions.train]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=config.weight_decay, fused=True)
-    crops = CropSampler(sessions.train, config, length).epoch(1)
-    losses, norms = [], []
-    for step in range(-(-len(crops) // config.batch_size)):
-        batch = source.batch(crops[step * config.batch_size : (step + 1) * config.batch_size])
-        torch.manual_seed(int(np.random.SeedSequence((config.seed, step, 0)).generate_state(1, np.uint64)[0] >> 1))
-        optimizer.param_groups[0]["lr"] = config.lr * (1 / 3, 2 / 3, 1, (3 / 4) ** 0.5)[step]  # warm-up of 3
-        optimizer.zero_grad()
-        mask = batch.mask if batch.padded else None
-        weights = {"sort_weight": config.sort_weight, "pil_weight": config.pil_weight}
-        loss = hybrid_loss(model(batch.inputs, mask), batch.labels, mask, **weights)
-        loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)))
-        optimizer.step()
-        losses.append(loss.item())
-    assert max(norms) > config.grad_clip > 0  # else clipping would not show
-    return model, losses
+    warmup = [1 / 3, 2 / 3, 1, *((3 / step) ** 0.5 for step in range(4, 9))]
+    step, norms = 0, []
+    for epoch in (1, 2):
+        crops, losses, dropped = CropSampler(sessions.train, config, length).epoch(epoch), [], 0
+        model.train()
+        for at in range(0, len(crops), config.batch_size):
+            batch = source.batch(crops[at : at + config.batch_size])
+            torch.manual_seed(int(np.random.SeedSequence((config.seed, step, 0)).generate_state(1, np.uint64)[0] >> 1))
+            optimizer.param_groups[0]["lr"] = config.lr * warmup[step]
+            optimizer.zero_grad()
+            mask = batch.mask if batch.padded else None
+            loss = hybrid_loss(model(batch.inputs, mask), batch.labels, mask, **weights)
+            loss.backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)))
+            optimizer.step()
+            step, dropped = step + 1, dropped + batch.dropped
+            losses.append(loss.item())
+        # Dev: every frame of every window weighs the same, the short last window of a session too; without dropout.
+        dev = source.batch(windows(sessions.dev, length))
+        with torch.no_grad():
+            logits = model.eval()(dev.inputs, dev.mask)
+        tally = FrameTally(config.thresholds)
+        tally.add(logits.sigmoid(), dev.labels, dev.mask)
+        assert dev.padded and max(norms) > config.grad_clip and dropped  # else some of it would not show
+        yield {
+            "model": {name: p.detach().clone() for name, p in model.named_parameters()},
+            "row": {
+                **{"epoch": epoch, "step": step, "lr": config.lr * warmup[step - 1], "train_loss": np.mean(losses)},
+                **{"dev_loss": hybrid_loss(logits, dev.labels, dev.mask, **weights).item()},
+                **{"dev_der": tally.der().min(), "dropped_frames": dropped},
+            },
+        }
 
 
-def test_an_epoch_equals_one_written_by_hand(store, tmp_path):
+def test_two_epochs_equal_what_is_written_by_hand(store, tmp_path):
     """Seed, crops, dropout, warm-up, weights of the loss, clipping, decay: whatever is ignored changes the weights."""
-    settings = ("seed=5", "epochs=1", "dropout=0.3", "grad_clip=0.05", "weight_decay=0.5", "crop_s=9")
-    settings += ("sort_weight=0.2", "pil_weight=0.9", "warmup_steps=3", "crops_per_epoch=8")
+    settings = ("seed=5", "epochs=2", "dropout=0.3", "grad_clip=0.05", "weight_decay=0.5", "crop_s=9", "speakers=2")
+    settings += ("sort_weight=0.2", "pil_weight=0.9", "warmup_steps=3", "crops_per_epoch=7", "checkpoint_steps=3")
     steps = []
     run, result = fit(tmp_path / "run", store, *settings, on_step=lambda state: steps.append(state.step))
-    model, losses = by_hand(store, run.config)
-    assert steps == [1, 2, 3, 4] == list(range(1, result["steps"] + 1))
+    expected = list(by_hand(store, run.config))
+    assert steps == list(range(1, 9)) and result["steps"] == 8
+    rows = list(csv.DictReader((run.path / "history.csv").read_text().splitlines()))
+    for row, epoch in zip(rows, expected, strict=True):
+        assert {k: float(row[k]) for k in epoch["row"]} == pytest.approx(epoch["row"], rel=1e-5)
+    losses = [epoch["row"]["dev_loss"] for epoch in expected]
+    best = int(np.argmin(losses))
     found, facts = run.read_tensors("model.safetensors")
-    assert facts["epoch"] == 1
-    for name, value in model.named_parameters():
-        torch.testing.assert_close(
-            found[name], value.detach(), rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
-        )
-    (row,) = csv.DictReader((run.path / "history.csv").read_text().splitlines())
-    assert float(row["train_loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
-    assert float(row["lr"]) == pytest.approx(1e-2 * (3 / 4) ** 0.5)
-    assert (row["epoch"], row["step"]) == ("1", "4")
+    assert (facts["epoch"], result["best_epoch"]) == (best + 1, best + 1)
+    assert result["best_dev_loss"] == pytest.approx(min(losses), rel=1e-5)
+    last = {k.removeprefix("model."): v for k, v in run.read_tensors("last.safetensors")[0].items()}
+    for tensors, epoch in ((found, expected[best]), (last, expected[1])):
+        for name, value in epoch["model"].items():
+            torch.testing.assert_close(
+                tensors[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+            )
+    dropped = sum(epoch["row"]["dropped_frames"] for epoch in expected)
+    assert f"{dropped} frames of training speech had no channel: more than 2 speakers in a crop" in result["notes"]
 
-    # Dev: every frame of every window weighs the same, the short last window of a session too; without dropout.
-    sessions, length = load_sessions(store, run.config), round(9 / 0.08)
-    source = FrameSource(store, run.config, length, torch.device("cpu"))
-    batch = source.batch(windows(sessions.dev, length))
-    assert batch.padded
-    with torch.no_grad():
-        logits = model.eval()(batch.inputs, batch.mask)
-    dev_loss = hybrid_loss(logits, batch.labels, batch.mask, sort_weight=0.2, pil_weight=0.9).item()
-    assert result["best_dev_loss"] == pytest.approx(float(row["dev_loss"])) == pytest.approx(dev_loss, rel=1e-5)
-    tally = FrameTally((0.3, 0.5))
-    tally.add(logits.sigmoid(), batch.labels, batch.mask)
-    assert float(row["dev_der"]) == pytest.approx(tally.der().min())
+
+def test_each_process_has_dropout_of_its_own(store, tmp_path):
+    """Crops and initial weights are the same in all of them; another rank draws other dropout, and writes nothing."""
+    weights = {}
+    for dropout in (0.0, 0.5):
+        for rank in (0, 1):
+            run = Run.create(tmp_path / f"{dropout}-{rank}", config(f"dropout={dropout}", "epochs=1"), store)
+            sessions = load_sessions(store, run.config)
+            model, source = build(run, store, sessions, torch.device("cpu"))
+            if rank == 0:
+                run.begin()
+            Training(run, model, source, sessions, torch.device("cpu"), Ranks(rank, 1, "cpu"), Unseen()).to_the_end()
+            weights[dropout, rank] = model.project.weight.detach()
+    assert torch.equal(weights[0.0, 0], weights[0.0, 1])
+    assert not torch.equal(weights[0.5, 0], weights[0.5, 1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.0-0", "0.5-0"]
 
 
 @pytest.mark.parametrize("protocol", ["sound", "reference"])
