@@ -212,6 +212,62 @@ def test_a_diarizers_figures_are_taken_again(tmp_path: Path, store: featstore.St
     assert find(check_run(good, other), f"toy in {other.path}").level == "ok"  # the same spec
 
 
+@pytest.mark.parametrize(("start_s", "level"), [(2.9999, "error"), (3.0, "ok"), (2.9999999, "ok"), (0.0, "error")])
+def test_stretches_that_touch_are_no_leak(tmp_path: Path, start_s: float, level: str) -> None:
+    """1–3 s of a file in train, what begins at 3 s in test: a rounding error is no shared audio."""
+    rows = [{"audio": "a.wav", "start_s": 1.0}, {"audio": "a.wav", "start_s": start_s, "split": "test"}]
+    found = [c for c in check_store(make_store(tmp_path / "s", rows)) if c.name == "test and train: audio in both"]
+    assert [c.level for c in found] == ([] if level == "ok" else [level])
+    rows[0] |= {"duration_s": float("nan")}  # to the end of the file, wherever that is
+    found = check_store(make_store(tmp_path / "nan", rows))
+    assert [c.level for c in found if c.name == "test and train: audio in both"] == ["error"]
+
+
+def test_many_names_are_counted_and_the_first_three_told(tmp_path: Path) -> None:
+    rows = [{"recording": f"m{i}", "split": split} for i in range(4) for split in ("train", "test")]
+    store = make_store(tmp_path / "s", rows)
+    assert find(check_store(store), "recordings in both").found == "4: m0, m1, m2, …"
+    assert find(check_store(store.select(recording=["m0", "m1", "m2"])), "recordings in both").found == "3: m0, m1, m2"
+
+
+@pytest.mark.parametrize(("share", "copies"), [(0.005, True), (0.02, False)])
+def test_how_near_is_the_same(tmp_path: Path, share: float, copies: bool) -> None:
+    """Means that differ by less than a hundredth of the spread, in utterances of as many frames."""
+    vectors = np.random.default_rng(0).standard_normal((40, 16))
+    vectors -= vectors.mean(0)
+    spread = np.sqrt((vectors**2).sum(1).mean())
+    step = np.zeros(16)
+    step[0] = share * spread
+    with featstore.writer(tmp_path / "s", FeatureSpec("toy", 16, "float32", 16000, MIMI_GRID, "toy", "")) as writer:
+        for i, vector in enumerate([*vectors, vectors[0] + step, vectors[1]]):
+            frames = np.repeat(vector[None], 6 if i == 41 else 5, axis=0)  # the last is a copy but for its length
+            split = "train" if i < 40 else "test"
+            writer.add(Utterance(f"u{i}", f"{i}.wav", 0.0, 1.0, f"r{i}", f"s{i}", split), frames)
+    checks = check_store(featstore.open(tmp_path / "s"))
+    assert [c.found for c in checks if "equal toy" in c.name and c.level == "error"] == ["1: u0 = u40"] * copies
+
+
+def test_untrained_features_are_told(tmp_path: Path) -> None:
+    random = FeatureSpec("toy", 4, "float16", 16000, MIMI_GRID, "toy", "", {"weights": "random:0"})
+    with featstore.writer(tmp_path / "s", random) as writer:
+        writer.add(Utterance("u", "a.wav", 0.0, 2.0, "r", "s", "train"), np.ones((25, 4)))
+    store = featstore.open(tmp_path / "s")
+    run_path = write_run(tmp_path / "run", store, test={})
+    for checks in (check_store(store), check_run(run_path)):
+        check = find(checks, "weights")
+        assert check.level == "warning" and "UNTRAINED" in check.found
+
+
+@pytest.mark.parametrize("side", ["enrol_speaker", "test_speaker"])
+def test_a_trained_speaker_on_either_side_is_found(tmp_path: Path, store: featstore.Store, side: str) -> None:
+    folder = write_run(tmp_path / "run", store, systems={"probe": {"eer": 0.0}})
+    columns = {"label": [True, False], "probe": np.array([0.9, 0.2], np.float32)}
+    columns |= {name: ["z", "z"] if name == side else ["a", "b"] for name in ("enrol_speaker", "test_speaker")}
+    pq.write_table(pa.table(columns), folder / "scores.parquet")
+    save_file({"weight": np.zeros(1)}, folder / "model.safetensors", metadata={"whowhen": '{"classes": ["y", "z"]}'})
+    assert find(check_run(folder, store), "trained on").found == "1: z"
+
+
 @pytest.mark.parametrize(("protocol", "level"), [("sound", "error"), ("reference", "warning")])
 def test_a_probe_trained_on_its_trial_speakers_is_found(
     tmp_path: Path, store: featstore.Store, protocol: str, level: str

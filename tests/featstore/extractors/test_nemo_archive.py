@@ -183,3 +183,26 @@ def test_an_archive_that_grows_is_refused(
     monkeypatch.setattr(nemo_archive, limit, value)
     with pytest.raises(WeightsError, match=says):
         read_nemo(path)
+
+
+def test_what_is_called_like_a_member_and_is_no_file_is_passed_over(tmp_path: Path) -> None:
+    path = nemo_file(tmp_path / "m.nemo", **{"./model_config.yaml": None})
+    with tarfile.open(path, "a") as archive:
+        entry = tarfile.TarInfo("model_config.yaml")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "model_weights.ckpt"
+        archive.addfile(entry)
+    with pytest.raises(WeightsError, match="expected a member model_config.yaml, found none"):
+        read_nemo(path)
+
+
+@pytest.mark.parametrize(("limit", "refused"), [(2, False), (1, True)])
+def test_as_many_members_as_there_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, refused: bool
+) -> None:
+    path = nemo_file(tmp_path / "m.nemo")
+    monkeypatch.setattr(nemo_archive, "_MAX_MEMBERS", limit)
+    if refused:
+        with pytest.raises(WeightsError, match="more than 1 members"):
+            read_nemo(path)
+    else:
+        assert read_nemo(path)[0]["w"].tolist() == [1, 1, 1]

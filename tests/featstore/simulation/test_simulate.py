@@ -224,6 +224,18 @@ def test_a_recipe_and_a_seed_mean_the_same_session_for_ever(tmp_path: Path, pinn
     pair = replace(recipe, name="pairs", layout="pair", speakers=(2, 2), overlap=(0.1, 0.5), noise_snr_db=None)
     simulate(pinned, pair, tmp_path / "pair", seed=3)
     assert rttm(tmp_path / "pair/rttm/pairs-train-00000.rttm") == [(0.050, 0.860, "s1"), (0.740, 0.860, "s2")]
+    asked = replace(recipe, name="asked", overlap=(0.3, 0.3), silence=(0.2, 0.2), turn_prob=0.6, dominance_sd=0.5)
+    asked = replace(asked, pause_s=0.45, max_turn_s=1.5, level_sd_db=6.0, noise_snr_db=None)  # nothing left as it is
+    simulate(pinned, asked, tmp_path / "asked", seed=3)
+    assert rttm(tmp_path / "asked/rttm/asked-train-00000.rttm") == [
+        *((1.164, 1.860, "s1"), (1.839, 2.360, "s2"), (3.709, 2.360, "s1"), (6.318, 0.860, "s0")),
+        *((7.393, 1.860, "s1"), (8.361, 1.860, "s2"), (10.719, 1.281, "s1")),
+    ]
+    wave, _ = soundfile.read(tmp_path / "asked/audio/asked-train-00000.flac")
+    levels = [float(20 * np.log10(np.sqrt(np.mean(second**2)))) for second in wave.reshape(12, -1)[1:]]
+    assert levels == pytest.approx(
+        [-28.33, -23.72, -27.22, -26.57, -30.7, -31.29, -30.18, -26.0, -25.83, -31.1, -28.72], abs=0.02
+    )
     # Each session, recipe's name and seed draws for itself.
     simulate(pinned, replace(recipe, sessions=3), tmp_path / "more", seed=3)
     simulate(pinned, replace(recipe, name="other"), tmp_path / "other", seed=3)
