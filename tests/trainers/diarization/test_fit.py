@@ -552,7 +552,12 @@ def test_two_processes_train_together(store, tmp_path):
         a, b = run.read_tensors(name)[0], alone.read_tensors(name)[0]
         assert a.keys() == b.keys()
         for key in a:
-            torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=1e-5)
+            ours, theirs = a[key], b[key]
+            if key.endswith("in_proj_bias"):
+                # Attention does not depend on the keys' bias: its gradient is rounding, which Adam makes as large as any.
+                width = len(ours) // 3
+                ours, theirs = (torch.cat([v[:width], v[2 * width :]]) for v in (ours, theirs))
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
     for ours, theirs in zip(timeless_history(run), timeless_history(alone), strict=True):
         assert float(ours["dev_loss"]) == pytest.approx(float(theirs["dev_loss"]), rel=1e-4)
         assert ours["dropped_frames"] == theirs["dropped_frames"]
