@@ -5,12 +5,14 @@ BIN    := .venv/bin
 OUT    ?= demo-out
 DEMO   := data_manifests/demo
 
-.PHONY: help demo test test-slow lint lock clean
+.PHONY: help demo test test-slow coverage mutants lint lock clean
 
 help:
 	@echo "make demo       install, run the five experiments on the small corpus that comes along, make a report"
 	@echo "make test       install, run every test that takes seconds"
 	@echo "make test-slow  the tests that take minutes: full-size networks, long audio, many kills"
+	@echo "make coverage   the same tests, and which lines and branches none of them takes"
+	@echo "make mutants    break the core on purpose, a line at a time, and list what no test notices; PATHS=FILE.py … for a part"
 	@echo "make lint       style, format and types: ruff, mypy"
 	@echo "make lock       renew requirements.lock from pyproject.toml"
 
@@ -32,6 +34,15 @@ test: .venv/installed
 test-slow: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
+coverage: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -m "not slow"
+	$(BIN)/coverage report
+
+# What was tried stays in mutants/ and is not tried again until its function or its tests change.
+mutants: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 $(addsuffix .*,$(subst /,.,$(PATHS:.py=)))
+	$(BIN)/mutmut results | grep -v ": not checked"
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +54,4 @@ lock:
 	rm uv.lock
 
 clean:
-	rm -rf .venv $(OUT) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv mutants .coverage $(OUT) .pytest_cache .ruff_cache .mypy_cache
