@@ -496,7 +496,9 @@ def test_only_its_own_version_is_read(tmp_path: Path, version: object) -> None:
     fill(tmp_path / "s", count=1)
     root = tmp_path / "s" / "features.zarr" / "zarr.json"
     root.write_text(json.dumps({"attributes": {"whowhen_store": version}}))
-    with pytest.raises(featstore.StoreError, match=f"a store of version {version!r}, this program reads version 1"):
+    other = f"a store of version {version}, this program reads version 1"
+    words = other if isinstance(version, int) else "features.zarr/zarr.json names no version; run: featstore verify"
+    with pytest.raises(featstore.StoreError, match=words):
         featstore.open(tmp_path / "s")
 
 
