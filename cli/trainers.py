@@ -10,12 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from cli.errors import user_errors
-from trainers import kinds
+from trainers import kinds, presets
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 Kind = StrEnum("Kind", kinds.NAMES)  # type: ignore[misc]  # mypy cannot see the names of a table
+Preset = StrEnum("Preset", presets.NAMES)  # type: ignore[misc]
 
 
 class Protocol(StrEnum):
@@ -36,6 +37,8 @@ Examples:
   trainers fit probe --store STORE --out runs/probe --set trials=trials.txt
 
   trainers fit adapter --store STORE --out runs/adapter --protocol reference
+
+  trainers fit fusion --store STORE --out runs/fusion --preset small --seeds 3      (minutes on a laptop)
 
   trainers fit fusion --store STORE --out runs/fusion --config fusion.toml --set epochs=20 --set sampling='ami*:3'
 
@@ -62,24 +65,43 @@ def fit(
     ],
     store: Annotated[Path, typer.Option(help="The store with the features.")],
     out: Annotated[Path, typer.Option(help="The run's folder; must not exist unless --resume.")],
-    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
+    preset: Annotated[
+        Preset, typer.Option(help="published: the study's sizes; small: works in minutes on two cores.")
+    ] = Preset.published,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings; over those of the preset.")] = None,
     protocol: Annotated[
         Protocol | None, typer.Option(help="sound (default), or reference: as published, flaws included.")
     ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="key=value; may be repeated.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, over all others; may be repeated.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="So many runs, in OUT/seed0, OUT/seed1, …, and how far they lie apart.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")] = False,
 ) -> None:
     """Fit KIND on the features of a store and write a run's folder."""
     from trainers.config import FitConfig
 
-    made = FitConfig.make(kind.value, file=config, settings=settings or (), protocol=protocol and protocol.value)
+    made = FitConfig.make(
+        kind.value, preset=preset.value, file=config, settings=settings or (), protocol=protocol and protocol.value
+    )
 
     import featstore
     from cli.progress import bar
     from trainers.runs import Run
+    from trainers.seeds import fit_seeds
 
     opened = featstore.open(store)
+    if seeds is not None:
+        with bar(kind.value) as shown:
+            results = fit_seeds(made, opened, out, seeds, resume=resume, progress=shown)
+        if as_json:
+            print(json.dumps(results))
+        elif results:
+            _show_spread(results, out)
+        return
     run = Run.create(out, made, opened, resume=resume)
     function = kinds.function_of(kind.value)
     with bar(kind.value) as shown:
@@ -117,6 +139,20 @@ def _show(result: dict[str, Any], out: Path) -> None:
     for note in result["notes"]:
         print(f"note: {note}")
     print(f"run: {out}")
+
+
+def _show_spread(results: dict[str, Any], out: Path) -> None:
+    """A line for every seed, and one for all of them."""
+    from trainers.seeds import spread
+
+    told = dict.fromkeys(warning for result in results.values() for warning in result["warnings"])
+    print("".join(f"WARNING {warning}\n" for warning in told), end="")
+    found = spread(results)
+    for name, value in found["values"].items():
+        print(f"  {out / name}  {found['measure']} {'—' if value is None else format(value, '7.2%')}")
+    if found["mean"] is not None:
+        between = f"between {found['min']:.2%} and {found['max']:.2%}"
+        print(f"{found['measure']} of {len(results)} seeds: mean {found['mean']:.2%}, {between}")
 
 
 if __name__ == "__main__":

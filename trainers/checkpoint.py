@@ -46,10 +46,16 @@ def _is_scale(name: str) -> bool:
 
 
 def save_checkpoint(
-    run: Run[DiarizationConfig], model: nn.Module, optimizer: torch.optim.Optimizer, state: State
+    run: Run[DiarizationConfig],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    average: nn.Module | None = None,
 ) -> None:
-    """Weights, optimizer and state in one file, so that they cannot disagree."""
+    """Weights, their average, optimizer and state in one file, so that they cannot disagree."""
     tensors = {f"model.{name}": value for name, value in trained_tensors(model).items()}
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in trained_tensors(average).items()}
     for number, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{key}": value for key, value in slots.items()}
     facts = asdict(state)
@@ -58,7 +64,12 @@ def save_checkpoint(
     run.write_tensors(LAST, tensors, facts)
 
 
-def load_checkpoint(run: Run[DiarizationConfig], model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+def load_checkpoint(
+    run: Run[DiarizationConfig],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None = None,
+) -> State:
     """Put what `save_checkpoint` wrote back.
 
     Raises
@@ -66,7 +77,10 @@ def load_checkpoint(run: Run[DiarizationConfig], model: nn.Module, optimizer: to
     RunError : damaged, or of another model.
     """
     tensors, facts = run.read_tensors(LAST)
-    _load_tensors(run, model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    for prefix, target in (("model.", model), ("average.", average)):
+        if target is not None:
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            _load_tensors(run, target, own)
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):

@@ -20,7 +20,7 @@ from featstore.settings import (
     read_toml,
     settings,
 )
-from trainers import kinds
+from trainers import kinds, presets
 
 __all__ = ["ConfigError", "FitConfig", "ProbeConfig"]
 
@@ -45,6 +45,9 @@ class FitConfig:
         "", description="row of the report that the run is for; empty: the one of its kind"
     )
     seed: WholeNumber = Field(0, description="of everything that is drawn")
+    train_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="share of the training data that is used, drawn by the seed; a smaller one is part of a larger"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
 
     @property
@@ -53,17 +56,26 @@ class FitConfig:
         raise NotImplementedError
 
     @staticmethod
-    def make(kind: str, *, file: str | Path | None = None, settings: Sequence[str] = (), **overrides: Any) -> FitConfig:
-        """The recipe of `kind`, then a TOML `file`, then ``key=value`` texts, then keyword `overrides` (None: unset).
+    def make(
+        kind: str,
+        *,
+        preset: str = "published",
+        file: str | Path | None = None,
+        settings: Sequence[str] = (),
+        **overrides: Any,
+    ) -> FitConfig:
+        """The recipe of `kind`, then a `preset`, a TOML `file`, ``key=value`` texts, keyword `overrides` (None: unset).
 
         Raises
         ------
         ConfigError : an unknown key (names near matches), a wrong value, a file that cannot be read.
+        ValueError : no such kind or preset.
         """
         cls = kinds.settings_of(kind)
         given = {key: value for key, value in overrides.items() if value is not None}
         in_file = read_toml(file) if file is not None else {}
-        return make(cls, (str(file), in_file), ("", read_texts(cls, settings)), ("", given))
+        sources = ("", presets.settings_of(kind, preset)), (str(file), in_file), ("", read_texts(cls, settings))
+        return make(cls, *sources, ("", given))
 
     def to_json(self) -> dict[str, Any]:
         """A dict that `json` can write; `from_json` reads it back."""

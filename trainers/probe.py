@@ -20,6 +20,7 @@ from featstore import FeatureSpec, FrameGrid, Store
 from featstore.extractors.device import pick_device
 from trainers.checkpoint import nothing_to_do
 from trainers.config import ConfigError, ProbeConfig
+from trainers.fraction import share_of
 from trainers.linear_probe import LinearProbe
 from trainers.progress import Progress, Unseen
 from trainers.runs import Run, output_spec
@@ -87,6 +88,7 @@ def load_data(run: Run[ProbeConfig], store: Store) -> ProbeData:
                 f"{', …' if len(shared) > 5 else ''}): the result would be in-sample. Give them another split than "
                 "'train', or ask for it with --protocol reference"
             )
+    train = share_of(train, config.train_fraction, config.seed)
     speakers = [speaker_of[id] for id in train]
     distinct = len(set(speakers))
     if distinct < 2:

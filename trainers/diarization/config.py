@@ -20,6 +20,12 @@ def _odd(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
+def _odd_or_none(value: int) -> int:
+    if value < 0 or (value and value % 2 == 0):
+        raise ValueError("an odd frame count, or 0")
+    return value
+
+
 _Medians = Annotated[Several[int], AfterValidator(_odd)]
 
 
@@ -46,6 +52,9 @@ class DiarizationConfig(SessionsConfig, OneInputConfig):
     grad_clip: Positive = Field(1.0, description="norm that gradients are clipped to")
     sort_weight: NotNegative = Field(0.5, description="of the sort loss in the hybrid loss")
     pil_weight: NotNegative = Field(0.5, description="of the permutation-invariant loss in the hybrid loss")
+    ema: Share = Field(
+        0.0, description="decay, a step, of the moving average of weights that is measured and kept; 0: the weights"
+    )
     checkpoint_steps: WholeNumber = Field(
         0, description="steps between checkpoints inside an epoch; 0: at its end only"
     )
@@ -55,6 +64,14 @@ class DiarizationConfig(SessionsConfig, OneInputConfig):
     heads: Count = Field(6, description="of its attention")
     ffn: Count = Field(1536, description="width of its feed-forward layers")
     dropout: Share = Field(0.1, description="in the Transformer")
+    channel_dropout: bool = Field(
+        False, description="dropout takes whole channels of a crop, and attention none: a step costs far less"
+    )
+    input_dropout: Share = Field(0.0, description="share of the input's dimensions dropped over a whole crop")
+    conv_frames: Annotated[int, AfterValidator(_odd_or_none)] = Field(
+        0, description="odd length of a depthwise convolution over time before the Transformer; 0: none"
+    )
+    token_frames: Count = Field(1, description="frames averaged into one token of the Transformer")
     # data
     crop_s: Positive = Field(90.0, description="length of a training example and of a window that is scored")
     speakers: _Channels = Field(4, description="output channels; their permutations are enumerated")

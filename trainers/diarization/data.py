@@ -47,7 +47,9 @@ class CropSampler:
         self.sessions, self.seed = sessions, config.seed
         self.starts = np.array([max(0, s.num_frames - length) + 1 for s in sessions])
         self.ends = np.cumsum(weights)
-        self.count = config.crops_per_epoch or max(1, round(float(self.ends[-1]) / length))
+        # A share of the sessions takes as many steps as all of them would.
+        whole = float(self.ends[-1]) / config.train_fraction
+        self.count = config.crops_per_epoch or max(1, round(whole / length))
 
     def epoch(self, epoch: int) -> list[Crop]:
         """The crops of an epoch in random order, by the seed and the epoch alone: a resumed run repeats them."""

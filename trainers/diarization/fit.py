@@ -25,6 +25,10 @@ from trainers.progress import Progress, Unseen
 from trainers.runs import Run
 from trainers.scale import scale_of
 
+#: The settings that an `Adapter` is made of.
+_ADAPTER = ("speakers", "width", "layers", "heads", "ffn", "dropout")
+_ADAPTER += ("channel_dropout", "input_dropout", "conv_frames", "token_frames")
+
 
 def fit_diarizer(
     run: Run[DiarizationConfig],
@@ -82,7 +86,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         length = max(1, round(config.crop_s / sessions.grid.step_s))
-        sizes = {key: getattr(config, key) for key in ("speakers", "width", "layers", "heads", "ffn", "dropout")}
+        sizes = {key: getattr(config, key) for key in _ADAPTER}
         if isinstance(config, UnfreezeConfig):
             from trainers.diarization.unfreeze import AudioSource, UnfrozenMimi
 

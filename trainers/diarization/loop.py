@@ -6,6 +6,7 @@ that was killed goes on from its last checkpoint to exactly the weights it would
 
 from __future__ import annotations
 
+import copy
 import math
 import resource
 import sys
@@ -61,9 +62,12 @@ class Training:
             weight_decay=self.config.weight_decay,
             fused=device.type in ("cuda", "cpu"),
         )
+        self.average = copy.deepcopy(model) if self.config.ema else None
+        #: What is looked at and kept: the average, where there is one.
+        self.measured = model if self.average is None else self.average
         self.state = State()
         if (run.path / LAST).exists():
-            self.state = load_checkpoint(run, model, self.optimizer)
+            self.state = load_checkpoint(run, model, self.optimizer, self.average)
         self.log = Log(run, self.state, progress, first=ranks.first)
         self.parallel = ranks.wrap(model, device)
         self.sampler = CropSampler(sessions.train, self.config, source.length)
@@ -122,11 +126,13 @@ class Training:
         state.step_in_epoch += 1
         state.timed_steps += 1
         state.dropped += batch.dropped
+        if self.average is not None:
+            update_average(self.average, self.model, config.ema, state.step)
         return loss
 
     def _close_epoch(self, steps: int) -> None:
         config, state, first = self.config, self.state, self.ranks.first
-        dev = evaluate(self.model, self.source, self.dev_windows, config, self.device) if first else None
+        dev = evaluate(self.measured, self.source, self.dev_windows, config, self.device) if first else None
         dev_loss, dev_der = self.ranks.tell((dev.loss, dev.der) if dev else (0.0, 0.0), self.device)
         row = {
             "epoch": state.epoch,
@@ -145,7 +151,7 @@ class Training:
             state.best_loss, state.best_epoch = dev_loss, state.epoch
             if first:
                 facts = {"kind": config.kind, "epoch": state.epoch, "dev_loss": dev_loss, "dev_der": dev_der}
-                self.run.write_tensors(MODEL, trained_tensors(self.model), facts)
+                self.run.write_tensors(MODEL, trained_tensors(self.measured), facts)
         state.finished = state.epoch >= config.epochs or state.epoch - state.best_epoch >= config.patience
         state.epoch, state.step_in_epoch, state.loss_sum, state.dropped = state.epoch + 1, 0, 0.0, 0
         if first:
@@ -165,7 +171,7 @@ class Training:
         self.state.seconds = time.perf_counter() - self.began
         self.state.peak_memory_bytes = max(self.state.peak_memory_bytes, peak_memory_bytes(self.device))
         if self.ranks.first:
-            save_checkpoint(self.run, self.model, self.optimizer, self.state)
+            save_checkpoint(self.run, self.model, self.optimizer, self.state, self.average)
 
 
 def parameter_groups(model: nn.Module, config: DiarizationConfig) -> list[dict[str, Any]]:
@@ -185,6 +191,18 @@ def learning_rate_factor(step: int, warmup_steps: int) -> float:
     if not warmup_steps:
         return 1.0
     return min(step / warmup_steps, math.sqrt(warmup_steps / step))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move the average of a model's weights on after a step (from 1): ``average += (1 - d) · (weights - average)``.
+
+    ``d = min(decay, (1 + step) / (10 + step))``, so that the initial weights are soon forgotten.
+    Source: TensorFlow's ExponentialMovingAverage with `num_updates`.
+    """
+    weights = trained_tensors(model)
+    for name, mean in trained_tensors(average).items():
+        mean.lerp_(weights[name], 1 - min(decay, (1 + step) / (10 + step)))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Adapter: the head that says who speaks when."""
+"""The head that says who speaks when: a small Transformer on frozen features."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainers.scale import OneScale
 
@@ -13,8 +14,16 @@ from trainers.scale import OneScale
 class Adapter(nn.Module):
     """The diarization head: features → per-frame logits of who is active.
 
-    One scale (the sound protocol's; as made it changes nothing), Linear(dim → width) + sinusoidal positions → Transformer encoder → Linear(width → speakers). With the published
-    sizes and 512-d features it has 7,296,388 parameters. Fusion is the same class on concatenated features.
+    One scale (the sound protocol's; as made it changes nothing), Linear(dim → width) + sinusoidal positions →
+    Transformer encoder → Linear(width → speakers). With the published sizes and 512-d features it has 7,296,388
+    parameters. Fusion is the same class on concatenated features. What the published one has not is off by default:
+
+    Parameters
+    ----------
+    conv_frames : odd kernel of a depthwise convolution over time, added to the projected frames through a GELU; 0: none.
+    token_frames : so many frames are averaged into one token of the Transformer, which answers for each of them.
+    channel_dropout : dropout takes whole channels of an example, one mask for all its frames, and attention none.
+    input_dropout : share of the input's dimensions that are dropped over a whole example.
     """
 
     def __init__(
@@ -27,23 +36,57 @@ class Adapter(nn.Module):
         heads: int = 6,
         ffn: int = 1536,
         dropout: float = 0.1,
+        conv_frames: int = 0,
+        token_frames: int = 1,
+        channel_dropout: bool = False,
+        input_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.speakers, self.token_frames = speakers, token_frames
         self.scale = OneScale(dim)
+        self.input_dropout = _ChannelDropout(input_dropout)
         self.project = nn.Linear(dim, width)
+        self.conv = nn.Conv1d(width, width, conv_frames, padding="same", groups=width) if conv_frames else None
         layer = nn.TransformerEncoderLayer(width, heads, ffn, dropout, activation="gelu", batch_first=True)
+        if channel_dropout:
+            layer.dropout, layer.dropout1, layer.dropout2 = (_ChannelDropout(dropout) for _ in range(3))
+            layer.self_attn.dropout = 0.0
         # Nested tensors would take another path in eval than in training, and drop padded frames from the output.
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.head = nn.Linear(width, speakers)
+        self.head = nn.Linear(width, token_frames * speakers)
 
     def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits (batch, frames, speakers) of features (batch, frames, dim).
 
         `mask` (batch, frames) is True on real frames: padding is not attended to. None attends to all.
         """
-        x = self.project(self.scale(features).to(self.project.weight.dtype))
+        x = self.project(self.input_dropout(self.scale(features).to(self.project.weight.dtype)))
+        if self.conv is not None:
+            x = x + functional.gelu(self.conv(_zero_padding(x, mask).transpose(1, 2)).transpose(1, 2))
+        if self.token_frames > 1:
+            x, mask = _tokens(_zero_padding(x, mask), mask, self.token_frames)
         x = x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype)
-        return self.head(self.encoder(x, src_key_padding_mask=None if mask is None else ~mask))
+        x = self.head(self.encoder(x, src_key_padding_mask=None if mask is None else ~mask))
+        return x.unflatten(2, (self.token_frames, self.speakers)).flatten(1, 2)[:, : features.shape[1]]
+
+
+class _ChannelDropout(nn.Dropout1d):
+    """Dropout of whole channels of (batch, frames, channels)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+def _zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    """What lies behind a session looks like what a convolution finds behind an example, whatever the scale made of it."""
+    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0)
+
+
+def _tokens(x: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Tensor | None]:
+    """Means of `size` frames of (batch, frames, width), the last filled up with zeros; a token is real if a frame is."""
+    missing = -x.shape[1] % size
+    x = functional.pad(x, (0, 0, 0, missing)).unflatten(1, (-1, size)).mean(2)
+    return x, None if mask is None else functional.pad(mask, (0, missing)).unflatten(1, (-1, size)).any(2)
 
 
 def sinusoids(frames: int, width: int, device: torch.device | str = "cpu") -> Tensor:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from featstore import FrameGrid, Store, Turn
 from trainers.config import ConfigError
 from trainers.diarization.config import SessionsConfig
+from trainers.fraction import share_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +126,10 @@ def load_sessions(store: Store, config: SessionsConfig) -> Sessions:
         splits["train"], splits["dev"] = _hold_out(splits["train"], config)
         notes.append(f"no split=dev: {len(splits['dev'])} training sessions are held out to tune on")
     tuned_on = "dev" if config.protocol == "sound" and splits["test"] else "test"
+    if config.train_fraction < 1:
+        every = splits["train"]
+        splits["train"] = share_of(every, config.train_fraction, config.seed)
+        notes.append(f"train_fraction: {len(splits['train'])} of {len(every)} training sessions are used")
     if not splits["test"]:
         splits["test"] = splits["dev"]
         notes.append("no split=test: the figures are on dev, on which decoding was tuned too")

@@ -38,6 +38,7 @@ from trainers.distributed import Ranks
 from trainers.progress import Unseen
 from trainers.runs import Run, RunError
 from trainers.scale import scale_of
+from trainers.seeds import spread
 
 TINY = (
     *("width=8", "heads=2", "layers=1", "ffn=16", "crop_s=4", "batch_size=2", "epochs=3", "crops_per_epoch=7"),
@@ -93,7 +94,7 @@ def test_defaults_are_the_published_recipe():
     assert FitConfig.from_json(json.loads(json.dumps(unfreeze.to_json()))) == unfreeze
 
 
-EVERY = {"protocol": "sound", "experiment": "", "feature": "mimi", "seed": 0, "device": "auto"}
+EVERY = {"protocol": "sound", "experiment": "", "feature": "mimi", "seed": 0, "device": "auto", "train_fraction": 1.0}
 HEAD = {
     **EVERY,
     **{"precision": "float32", "tensorboard": False, "epochs": 40, "patience": 10, "batch_size": 4, "lr": 1e-4},
@@ -101,6 +102,7 @@ HEAD = {
     **{"checkpoint_steps": 0, "width": 384, "layers": 4, "heads": 6, "ffn": 1536, "dropout": 0.1},
     **{"crop_s": 90.0, "speakers": 4, "crops_per_epoch": 0, "sampling": {}, "dev_fraction": 0.05},
     **{"thresholds": (0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60), "medians": (1, 5, 11)},
+    **{"ema": 0.0, "channel_dropout": False, "input_dropout": 0.0, "conv_frames": 0, "token_frames": 1},
 }
 MIMI = {"mimi_lr": 1e-5, "mimi_grad_clip": 0.5, "mimi_top_layers": 3, "mimi_context_s": 10.0, "mimi_weights": ""}
 
@@ -125,7 +127,13 @@ def test_each_default_is_the_one_that_was_published(kind, expected):
         *((f"{name}=0", f"{name}=-1") for name in ("seed", "warmup_steps", "checkpoint_steps", "crops_per_epoch")),
         *((f"{name}=0", f"{name}=-0.01") for name in ("weight_decay", "sort_weight", "pil_weight", "dropout")),
         *((f"{name}=0.01", f"{name}=0") for name in ("lr", "grad_clip", "crop_s", "thresholds")),
-        *((f"{name}=0.99", f"{name}=1") for name in ("dropout", "dev_fraction", "thresholds")),
+        *((f"{name}=0.99", f"{name}=1") for name in ("dropout", "dev_fraction", "thresholds", "ema", "input_dropout")),
+        *((f"{name}=0", f"{name}=-0.01") for name in ("ema", "input_dropout")),
+        ("train_fraction=1", "train_fraction=1.01"),
+        ("train_fraction=0.01", "train_fraction=0"),
+        ("token_frames=1", "token_frames=0"),
+        ("conv_frames=0", "conv_frames=-1"),
+        ("conv_frames=3", "conv_frames=2"),
         ("dev_fraction=0", "dev_fraction=-0.01"),
         ("speakers=1", "speakers=0"),
         ("speakers=6", "speakers=7"),
@@ -150,6 +158,19 @@ def test_toml_then_settings_then_overrides(tmp_path):
     assert (c.sampling, c.protocol) == ({"ami*": 3.0}, "reference")
 
 
+def test_a_preset_is_overridden_by_a_file_and_that_by_settings(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("width = 32\nlayers = 1\n")
+    c = FitConfig.make("fusion", preset="small", file=file, settings=["layers=3"])
+    assert (c.width, c.layers, c.heads, c.token_frames, c.ema) == (32, 3, 4, 4, 0.99)
+    assert c.thresholds == (0.3, 0.4, 0.45, 0.5, 0.6)
+    for kind in kinds.NAMES:  # "published" is what a kind's class holds
+        assert FitConfig.make(kind, preset="published") == FitConfig.make(kind)
+        assert FitConfig.make(kind, preset="small").kind == kind
+    with pytest.raises(ValueError, match="preset must be one of published, small, found 'tiny'"):
+        FitConfig.make("adapter", preset="tiny")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -161,6 +182,7 @@ def test_toml_then_settings_then_overrides(tmp_path):
         (["lr=-1"], "lr must be more than 0"),
         (["thresholds=0.3,high"], "thresholds must be numbers separated by commas, found '0.3,high'"),
         (["medians=4"], "medians must be one or more odd frame counts"),
+        (["conv_frames=4"], "conv_frames must be an odd frame count, or 0, found 4"),
         (["width=10", "heads=4"], "multiple of heads=4"),
         (["feature=mimi+mimi"], "different names joined with"),
         (["sort_weight=0", "pil_weight=0"], "there is no loss left"),
@@ -325,6 +347,52 @@ def test_two_epochs_equal_what_is_written_by_hand(store, tmp_path):
     assert f"{dropped} frames of training speech had no channel: more than 2 speakers in a crop" in result["notes"]
 
 
+def test_the_average_is_what_is_measured_and_kept(store, tmp_path):
+    """By hand from the weights after each step: average += (1 - d) · (weights - average), d = min(ema, (1+n)/(10+n))."""
+    settings, seen = ("ema=0.3", "epochs=2", "dropout=0.1"), []
+    made = config(*settings)
+    sessions = load_sessions(store, made)
+    run = Run.create(tmp_path / "run", made, store)
+    model, source = build(run, store, sessions, torch.device("cpu"))
+    average = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def follow(state):
+        decay = min(0.3, (1 + state.step) / (10 + state.step))
+        for name, p in model.named_parameters():
+            average[name] += (1 - decay) * (p.detach() - average[name])
+        seen.append({name: value.clone() for name, value in average.items()})
+
+    run.begin()
+    Training(run, model, source, sessions, torch.device("cpu"), Ranks(0, 1, "cpu"), Unseen(), follow).to_the_end()
+    rows = timeless_history(run)
+    best = int(np.argmin([float(row["dev_loss"]) for row in rows]))
+    kept, last = run.read_tensors("model.safetensors")[0], run.read_tensors("last.safetensors")[0]
+    for name, value in seen[4 * (best + 1) - 1].items():
+        torch.testing.assert_close(kept[name], value)
+        torch.testing.assert_close(last[f"average.{name}"], seen[-1][name])
+        assert torch.equal(last[f"model.{name}"], dict(model.named_parameters())[name])
+    assert torch.equal(kept["scale.mean"], model.scale.mean)
+    load_best(run, model)
+    again = evaluate(model, source, windows(sessions.dev, 50), made, torch.device("cpu"))
+    assert again.loss == pytest.approx(float(rows[best]["dev_loss"]), rel=1e-5)
+
+
+def test_a_share_of_the_sessions_is_part_of_a_larger_one_and_takes_as_many_steps(store, tmp_path):
+    def ids(*settings):
+        return [session.id for session in load_sessions(store, config(*settings)).train]
+
+    half, third = ids("train_fraction=0.5"), ids("train_fraction=0.34")
+    assert set(third) < set(half) < set(ids()) and (len(third), len(half)) == (2, 3)
+    assert half == sorted(half) and {tuple(ids("train_fraction=0.5", f"seed={s}")) for s in range(5)} != {tuple(half)}
+    assert len(ids("train_fraction=0.01")) == 1
+    _, whole = fit(tmp_path / "whole", store, "crops_per_epoch=0", "epochs=1")
+    run, part = fit(tmp_path / "part", store, "crops_per_epoch=0", "epochs=1", "train_fraction=0.5")
+    assert part["steps"] == whole["steps"] == 8  # 60 s in crops of 4 s, two a step
+    assert "train_fraction: 3 of 6 training sessions are used" in part["notes"]
+    held = scale_of(store, ("mimi",), half)
+    np.testing.assert_allclose(run.read_tensors("model.safetensors")[0]["scale.mean"], held.mean, rtol=1e-5)
+
+
 def test_each_process_has_dropout_of_its_own(store, tmp_path):
     """Crops and initial weights are the same in all of them; another rank draws other dropout, and writes nothing."""
     weights = {}
@@ -419,14 +487,20 @@ def test_the_reference_protocol_scores_padding_and_tunes_on_what_it_reports(stor
     assert any("tuned on the data" in note for note in result["notes"])
 
 
-@pytest.mark.parametrize("step", [3, 4, 6])
-def test_killed_and_resumed_ends_with_the_same_weights(store, tmp_path, step):
+SMALL = ("ema=0.9", "channel_dropout=true", "input_dropout=0.2", "conv_frames=3", "token_frames=2")
+
+
+@pytest.mark.parametrize(
+    ("step", "more"), [(3, ()), (4, ()), (6, ()), (3, SMALL), (6, SMALL)], ids=["3", "4", "6", "3-small", "6-small"]
+)
+def test_killed_and_resumed_ends_with_the_same_weights(store, tmp_path, step, more):
     """Inside the first epoch, at its end (4 steps an epoch), between two checkpoints."""
-    whole, expected = fit(tmp_path / "whole", store, "checkpoint_steps=2", "dropout=0.2")
+    settings = ("checkpoint_steps=2", "dropout=0.2", *more)
+    whole, expected = fit(tmp_path / "whole", store, *settings)
     with pytest.raises(Killed):
-        fit(tmp_path / "cut", store, "checkpoint_steps=2", "dropout=0.2", on_step=kill_at(step))
+        fit(tmp_path / "cut", store, *settings, on_step=kill_at(step))
     torch.rand(3)  # whatever else has been drawn in the meantime must not matter
-    cut, result = fit(tmp_path / "cut", store, "checkpoint_steps=2", "dropout=0.2", resume=True)
+    cut, result = fit(tmp_path / "cut", store, *settings, resume=True)
     for name in ("model.safetensors", "last.safetensors"):
         a, b = whole.read_tensors(name)[0], cut.read_tensors(name)[0]
         assert a.keys() == b.keys()
@@ -513,6 +587,43 @@ def test_command(store, tmp_path):
     assert "DER, fixed channels" in out.stdout and "epoch   1" in out.stderr
 
 
+def test_several_seeds_are_runs_side_by_side(store, tmp_path):
+    words = [word for s in (*TINY, "epochs=1", "seed=3") for word in ("--set", s)]
+    command = ["fit", "adapter", "--store", str(store.path), "--out", str(tmp_path / "r"), *words, "--seeds"]
+    out = CliRunner().invoke(app, [*command, "2"])
+    assert out.exit_code == 0, out.output
+    ders = {
+        name: Run.open(tmp_path / "r" / name).read_json("result.json")["test"]["der"] for name in ("seed3", "seed4")
+    }
+    assert sorted(path.name for path in (tmp_path / "r").iterdir()) == list(ders)
+    low, high = sorted(ders.values())
+    assert low < high and Run.open(tmp_path / "r" / "seed4").config.seed == 4
+    line = f"DER of 2 seeds: mean {(low + high) / 2:.2%}, between {low:.2%} and {high:.2%}"
+    assert out.stdout.splitlines()[-1] == line
+
+    out = CliRunner().invoke(app, [*command, "3"])
+    assert out.exit_code == 2 and "seed3: exists already; choose another --out, or add --resume" in out.stderr
+    assert not (tmp_path / "r" / "seed5").exists()
+    before = (tmp_path / "r" / "seed3" / "last.safetensors").stat().st_mtime_ns
+    out = CliRunner().invoke(app, [*command, "3", "--resume", "--json"])
+    found = json.loads(out.stdout)
+    assert list(found) == ["seed3", "seed4", "seed5"] and found["seed4"]["test"]["der"] == ders["seed4"]
+    assert (tmp_path / "r" / "seed3" / "last.safetensors").stat().st_mtime_ns == before
+
+    command[command.index("--out") + 1] = str(tmp_path / "r" / "seed3")
+    out = CliRunner().invoke(app, [*command, "2", "--resume"])
+    assert out.exit_code == 2 and "is a run of one seed" in out.stderr
+
+
+def test_the_spread_of_probes_is_of_their_eer():
+    probes = {f"seed{n}": {"kind": "probe", "systems": {"probe": {"eer": eer}}} for n, eer in enumerate((0.3, 0.1))}
+    assert spread(probes) == {
+        **{"measure": "EER", "values": {"seed0": 0.3, "seed1": 0.1}, "mean": 0.2, "min": 0.1, "max": 0.3}
+    }
+    silent = spread({"seed0": {"kind": "adapter", "test": {"der": None}}})
+    assert (silent["measure"], silent["mean"], silent["max"]) == ("DER", None, None)
+
+
 @pytest.mark.slow
 def test_a_run_killed_by_the_system_resumes(store, tmp_path):
     """As above, but with kill -9 from outside, wherever that happens to fall."""
@@ -539,13 +650,13 @@ def test_processes_share_each_batch_and_fill_up_the_last():
 
 @pytest.mark.slow
 def test_two_processes_train_together(store, tmp_path):
-    settings = [word for s in (*TINY, "crops_per_epoch=8", "dropout=0") for word in ("--set", s)]
+    settings = [word for s in (*TINY, "crops_per_epoch=8", "dropout=0", "ema=0.5") for word in ("--set", s)]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "cli.trainers", "fit"]
     arguments = ["adapter", "--store", str(store.path), "--out", str(tmp_path / "two"), *settings]
     threads = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, *arguments], cwd=ROOT, check=True, capture_output=True, env=threads)
     run, two = Run.open(tmp_path / "two"), json.loads((tmp_path / "two" / "result.json").read_text())
-    alone, one = fit(tmp_path / "one", store, "crops_per_epoch=8", "dropout=0")
+    alone, one = fit(tmp_path / "one", store, "crops_per_epoch=8", "dropout=0", "ema=0.5")
     assert (two["ranks"], two["steps"]) == (2, one["steps"]) == (2, 12)
     # Crops of equal length: the mean of both halves' gradients is the whole batch's, so the weights are one process's.
     for name in ("model.safetensors", "last.safetensors"):

@@ -31,6 +31,11 @@ def test_published_parameter_counts():
     assert count_parameters(Adapter(704)) == 7_296_388 + 192 * 384  # fusion: a wider first layer
 
 
+def small(dim=6, **changes):
+    sizes = {"width": 8, "layers": 2, "heads": 2, "ffn": 16, "dropout": 0.0, "conv_frames": 3, "token_frames": 4}
+    return Adapter(dim, **{**sizes, **changes})
+
+
 def test_adapter_shapes_and_half_precision_features():
     model = Adapter(6, speakers=3, width=8, layers=1, heads=2, ffn=16).eval()
     features = torch.randn(2, 7, 6)
@@ -38,10 +43,12 @@ def test_adapter_shapes_and_half_precision_features():
     assert torch.allclose(model(features.half()), model(features.half().float()))
 
 
+@pytest.mark.parametrize("extras", [{"conv_frames": 0, "token_frames": 1}, {}], ids=["published", "small"])
 @pytest.mark.parametrize("train", [False, True])
-def test_padding_does_not_reach_real_frames(train):
+def test_padding_does_not_reach_real_frames(train, extras):
     torch.manual_seed(0)
-    model = Adapter(6, width=8, layers=2, heads=2, ffn=16, dropout=0.0).train(train)
+    model = small(**extras).train(train)
+    model.scale.mean.fill_(1.0)  # so that padding is not 0 on the model's scale
     features = torch.randn(1, 9, 6)
     mask = torch.arange(9).expand(1, 9) < 5
     alone = model(features[:, :5])
@@ -49,6 +56,42 @@ def test_padding_does_not_reach_real_frames(train):
     changed[:, 5:] = 1e3
     assert torch.allclose(model(features, mask)[:, :5], alone, atol=1e-5)
     assert torch.allclose(model(changed, mask)[:, :5], alone, atol=1e-5)
+
+
+def test_tokens_by_hand():
+    """Without a Transformer: the convolution is added through a GELU, four frames are averaged, each gets an answer."""
+    torch.manual_seed(0)
+    model = small().eval()
+    model.encoder = torch.nn.Identity()
+    model.encoder.forward = lambda x, src_key_padding_mask=None: x
+    features = torch.randn(1, 6, 6)
+    with torch.no_grad():
+        x = model.project(features)[0]
+        kernel, bias = model.conv.weight[:, 0], model.conv.bias
+        padded = torch.cat([torch.zeros(1, 8), x, torch.zeros(1, 8)])
+        convolved = torch.stack([(padded[t : t + 3] * kernel.T).sum(0) + bias for t in range(6)])
+        x = x + torch.nn.functional.gelu(convolved)
+        means = torch.stack([x[:4].mean(0), x[4:].sum(0) / 4]) + sinusoids(2, 8)
+        expected = model.head(means).reshape(8, 4)[:6]
+        torch.testing.assert_close(model(features)[0], expected)
+
+
+def test_dropout_of_channels_is_the_same_in_every_frame():
+    torch.manual_seed(0)
+    seen = []
+    model = small(input_dropout=0.5, dropout=0.5, channel_dropout=True, token_frames=1).train()
+    model.project.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    layer = model.encoder.layers[1]
+    layer.dropout2.register_forward_hook(lambda *call: seen.append(call[2] / call[1][0]))
+    model(torch.ones(3, 5, 6))
+    for x, scale in zip(seen, (2.0, 2.0), strict=True):
+        assert set(x.detach().round(decimals=4).unique().tolist()) == {0.0, scale}
+        assert torch.equal(x.round(decimals=4), x[:, :1].round(decimals=4).expand_as(x))
+        assert not torch.equal(x[0], x[1])
+    assert [block.self_attn.dropout for block in model.encoder.layers] == [0.0, 0.0]
+    assert [block.self_attn.dropout for block in Adapter(6, layers=1).encoder.layers] == [0.1]
+    model.eval()
+    assert torch.equal(model(torch.ones(1, 5, 6)), model(torch.ones(1, 5, 6)))
 
 
 def test_sinusoids_by_hand():

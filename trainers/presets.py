@@ -1,0 +1,46 @@
+"""Presets: settings that go together, by name. What they hold stands in a run's config.json like any other setting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trainers import kinds
+
+#: What works in minutes on two CPU cores with some hours of speech, chosen on dev: docs/decisions/0011-small-preset.md.
+_SMALL_HEAD: dict[str, Any] = {
+    "width": 96,
+    "layers": 2,
+    "heads": 4,
+    "ffn": 384,
+    "channel_dropout": True,
+    "input_dropout": 0.2,
+    "conv_frames": 9,
+    "token_frames": 4,
+    "crop_s": 15.0,
+    "batch_size": 4,
+    "epochs": 8,
+    "patience": 4,
+    "lr": 2e-3,
+    "warmup_steps": 100,
+    "ema": 0.99,
+    "thresholds": [0.3, 0.4, 0.45, 0.5, 0.6],
+    "medians": [5, 11, 17],
+}
+
+#: The probe and the cascade take a minute as they are.
+_SMALL = {"adapter": _SMALL_HEAD, "fusion": _SMALL_HEAD, "unfreeze": _SMALL_HEAD}
+
+NAMES = ("published", "small")
+
+
+def settings_of(kind: str, preset: str) -> dict[str, Any]:
+    """What `preset` sets for a kind; "published" is what its class holds by default, so it sets nothing.
+
+    Raises
+    ------
+    ValueError : there is no such kind, or no such preset.
+    """
+    kinds.settings_of(kind)
+    if preset not in NAMES:
+        raise ValueError(f"preset must be one of {', '.join(NAMES)}, found {preset!r}")
+    return dict(_SMALL.get(kind, {})) if preset == "small" else {}
