@@ -183,8 +183,9 @@ def report(
     if as_json:
         print(json.dumps(facts))
         return
+    print(facts["answer"]["text"])
     for finding in facts["findings"]:
-        print(f"- {finding}")
+        print(f"- {finding['text']}")
     print(f"report: {(out / 'report.html').resolve()}")
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 from evaluation import plots
 from evaluation.diarization import score
-from evaluation.findings import rate
-from evaluation.results import EXPERIMENTS, Plotted, RunFacts, find_run, title_of
+from evaluation.experiments import EXPERIMENTS
+from evaluation.results import Plotted, find
+from evaluation.rows import Row
 from evaluation.runs import session_of
+from evaluation.words import rate
 
 _TIMELINES = 3
 _HISTORY = ("epoch", "train_loss", "dev_der")
@@ -22,7 +24,7 @@ _PARTS = (
 Bar = tuple[str, list[tuple[str, float, str]]]
 
 
-def pictures(runs: Sequence[RunFacts], plotted: Plotted) -> dict[str, Any]:
+def pictures(runs: Sequence[Row], plotted: Plotted) -> dict[str, Any]:
     """SVG texts by name, None for those that these runs give no figures for; "timelines" is a list."""
     made: dict[str, Any] = dict.fromkeys(("det", "histograms", "errors", "flaws", "histories"))
     if plotted.curves:
@@ -39,7 +41,7 @@ def pictures(runs: Sequence[RunFacts], plotted: Plotted) -> dict[str, Any]:
     return made
 
 
-def _error_bars(runs: Sequence[RunFacts]) -> list[Bar]:
+def _error_bars(runs: Sequence[Row]) -> list[Bar]:
     return [
         (run.title, [(label, run.figures[key], colour) for label, key, colour in _PARTS])
         for run in runs
@@ -47,17 +49,17 @@ def _error_bars(runs: Sequence[RunFacts]) -> list[Bar]:
     ]
 
 
-def _flaw_bars(runs: Sequence[RunFacts]) -> Iterator[Bar]:
+def _flaw_bars(runs: Sequence[Row]) -> Iterator[Bar]:
     """The reference protocol's figure = the sound run's error + what training and tuning add + what scoring adds."""
     for id in EXPERIMENTS:
-        reference, sound = find_run(runs, id, "reference"), find_run(runs, id, "sound")
+        reference, sound = find(runs, id, "reference"), find(runs, id, "sound")
         if id == "1" or not reference or not sound:
             continue
         published_way, mapped, remains = reference.figures["fixed_der"], reference.figures["der"], sound.figures["der"]
         if None in (published_way, mapped, remains):
             continue
         yield (
-            title_of(id),
+            sound.title,
             [
                 ("what remains under the sound protocol", remains, plots.PALETTE[2]),
                 ("training order, padding, tuning on test", mapped - remains, plots.PALETTE[4]),
@@ -66,12 +68,12 @@ def _flaw_bars(runs: Sequence[RunFacts]) -> Iterator[Bar]:
         )
 
 
-def _histories(runs: Sequence[RunFacts]) -> Mapping[str, Mapping[str, Sequence[float]]]:
-    found = {run.name: run.files.history() for run in runs}
+def _histories(runs: Sequence[Row]) -> Mapping[str, Mapping[str, Sequence[float]]]:
+    found = {run.name: run.files.history() for row in runs for run in row.runs}
     return {name: history for name, history in found.items() if history.keys() >= set(_HISTORY)}
 
 
-def _timelines(run: RunFacts) -> list[dict[str, str]]:
+def _timelines(run: Row) -> list[dict[str, str]]:
     """The first windows of a run: best to look at, not best in score."""
     reference, hypothesis, uem = run.files.diarization()
     first: dict[str, str] = {}
