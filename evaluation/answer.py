@@ -19,20 +19,24 @@ _UNLIKE = 2
 
 
 def pairs(rows: Sequence[Row]) -> list[tuple[Names, Names]]:
-    """Codec and speaker encoder, as far as it is known which is which: Mimi and TitaNet first, then as runs say it.
+    """Codec and speaker encoder of these runs, as far as it is known which is which; Mimi with TitaNet first.
 
-    A cascade says it by its parts (when, who), a fusion by its order (the first is the codec).
+    A cascade says it by its parts (when, who), a fusion by its order (the first is the codec); Mimi is a codec and TitaNet a
+    speaker encoder wherever they stand.
     """
     known = {feature for row in rows for feature in row.features}
-    found: list[tuple[Names, Names]] = [(CODECS, SPEAKER_ENCODERS)] if known & {*CODECS, *SPEAKER_ENCODERS} else []
-    cascades = [row for row in rows if row.experiment == "4"]
-    fusions = [tuple(row.features) for row in rows if row.experiment != "4" and len(row.features) > 1]
-    for codec, voice in [*((row.when, row.who) for row in cascades), *((names[:1], names[1:]) for names in fusions)]:
-        if set(codec) & set(voice):
-            continue  # one feature in both parts: no pair of two encoders
-        if {*codec, *voice} not in [{*a, *b} for a, b in found]:
+    found: list[tuple[Names, Names]] = [(CODECS, SPEAKER_ENCODERS)] if known >= {*CODECS, *SPEAKER_ENCODERS} else []
+    fusions = [sorted(row.features, key=_place) for row in rows if not row.whole_only and len(row.features) > 1]
+    parts = [(row.when, row.who) for row in rows if row.whole_only]
+    for codec, voice in [*parts, *((tuple(names[:1]), tuple(names[1:])) for names in fusions)]:
+        # One feature in both parts is no pair of two encoders.
+        if not set(codec) & set(voice) and {*codec, *voice} not in [{*a, *b} for a, b in found]:
             found.append((codec, voice))
-    return found
+    return found or ([(CODECS, SPEAKER_ENCODERS)] if known & {*CODECS, *SPEAKER_ENCODERS} else [])
+
+
+def _place(feature: str) -> int:
+    return (feature not in CODECS) + (feature in SPEAKER_ENCODERS)
 
 
 def part_of(features: Names, of: Sequence[tuple[Names, Names]]) -> str:
@@ -81,9 +85,14 @@ class _Beside:
 
 def der_of(row: Row) -> str:
     """A row's DER with its interval, over whole recordings where it was measured so, which is said."""
-    figures = row.figures.get("whole", row.figures)
+    figures = figures_of(row)
     whole = " over whole recordings" if row.recordings(True) else ""
     return f"{rate(figures['der'], figures.get('der_interval'))}{whole}"
+
+
+def figures_of(row: Row) -> dict[str, Any]:
+    """A row's figures over whole recordings where it has them by recording, else its own."""
+    return row.figures["whole"] if "whole" in row.figures and row.recordings(True) else row.figures
 
 
 def unlike_training(row: Row, other: Row) -> str:

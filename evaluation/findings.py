@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from evaluation import baselines
-from evaluation.answer import der_of, unlike_training
+from evaluation.answer import der_of, figures_of, unlike_training
 from evaluation.experiments import EXPERIMENTS, called
 from evaluation.results import der_difference, find, paired_difference, same_scope
 from evaluation.rows import Row
@@ -68,7 +68,7 @@ def _of_a_probe(row: Row, rows: Sequence[Row]) -> Iterator[str]:
 
 def _of_a_head(row: Row, rows: Sequence[Row], num_resamples: int, seed: int) -> Iterator[str]:
     whole = bool(row.recordings(True))
-    told = f"{_first(row.phrase)}: DER {der_of(row)}{seeds_of(row, row.figures.get('whole', row.figures))}"
+    told = f"{_first(row.phrase)}: DER {der_of(row)}{seeds_of(row, figures_of(row))}"
     trivial = row.trivial.get((baselines.ONE_SPEAKER, whole))
     if trivial:
         told += f" (one speaker throughout: {rate(baselines.der(trivial), None)})"

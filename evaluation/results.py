@@ -120,7 +120,7 @@ def diarization_figures(row: Row | RunFacts, num_resamples: int, rng: np.random.
 
 def _rates(result: Mapping[str, Any], num_resamples: int, rng: np.random.Generator) -> dict[str, Any]:
     figures = {key: value for key, value in result["test"].items() if key != "recordings"}
-    recordings = result["recordings"]
+    recordings = result.get("recordings", {})
     for name in ERRORS:
         if interval := ratio_interval(recordings, name, num_resamples, rng):
             figures[f"{name}_interval"] = interval.to_json()
