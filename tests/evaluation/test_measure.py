@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -166,7 +167,24 @@ def test_the_interval_of_an_eer_is_by_speaker_and_follows_the_seed(trials: list)
     assert intervals[0]["high"] != intervals[1]["high"]
     assert eer(trials, "--bootstrap", 9)["eer_interval"] == intervals[0]
     assert "eer_interval" not in eer(trials)
-    assert measure_eer(*trials)[1] is None
+    store, feature, path = trials
+    assert measure_eer(store, [feature], path)[feature][1] is None
+
+
+def test_eer_takes_any_number_of_features_and_all_of_the_store_without_one(trials: list) -> None:
+    store, _, path = trials
+    first = eer(trials, "--bootstrap", 9)
+    opened = featstore.open(store)
+    with featstore.writer(store, dataclasses.replace(opened.features["toy"], name="other")) as writer:
+        for id in opened.ids:
+            writer.add(opened.utterance(id), opened.frames("toy", id)[:, ::-1] ** 2)
+    both = run("eer", "--store", store, "--trials", path, "--bootstrap", 9)[0]["features"]
+    assert [each["feature"] for each in both] == ["other", "toy"] and both[1] == first
+    assert both[0]["mean_same"] != both[1]["mean_same"]
+    named = run("eer", "--store", store, "--trials", path, "--feature", "toy", "--feature", "other")[0]["features"]
+    assert [each["feature"] for each in named] == ["toy", "other"]
+    table = CliRunner().invoke(app, ["eer", "--store", str(store), "--trials", str(path)]).stdout
+    assert "toy on trials.txt" in table and "other on trials.txt" in table
 
 
 def test_the_table_of_eer_says_what_it_is_of(trials: list) -> None:
