@@ -109,6 +109,8 @@ def asked(experiment: str, features: Sequence[str]) -> dict[str, str]:
     told["question"] = told["question"].format(all=called(given), first=called(given[:1]), last=called(given[-1:]))
     if given != own and told["published"] != "none":
         told["published"] = f"of {called(own)}: {told['published']}"
-    if given != own:
-        told["command"] += f" --set feature={'+'.join(given)}" if experiment != "4" else ""
+    if given != own and experiment == "4":
+        told["command"] += f" --set when={given[0]} --set who={given[-1]}"
+    elif given != own:
+        told["command"] += f" --set feature={'+'.join(given)}"
     return told

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from evaluation.experiments import called
 from evaluation.results import find
 from evaluation.rows import Row
+from evaluation.runs import MODEL
 from evaluation.words import rate
 
 #: Number, flaw, what is done here.
@@ -88,11 +90,30 @@ def _mean_of_crops(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _one_scale(rows: Sequence[Row]) -> Iterator[str]:
-    for reference, sound in _both_ways(rows, "3"):
-        yield (
-            f"Here ({sound.label}): mapped DER {rate(reference.figures['der'], None)} under the reference protocol, which takes "
-            f"them as they are (and has flaws 2 and 5 too), {rate(sound.figures['der'], None)} on one scale."
-        )
+    for row in rows:
+        if row.protocol != "sound" or row.whole_only or len(row.features) < 2 or not (sizes := _sizes(row)):
+            continue
+        told = " and ".join(f"{size:.2g} ({called((name,))})" for name, size in sizes.items())
+        text = f"Here ({row.label}) values vary by {told}; on one scale DER {rate(row.figures['der'], None)}"
+        if reference := find(rows, row.experiment, "reference", tuple(row.features)):
+            mapped = rate(reference.figures["der"], None)
+            text += f", as they are {mapped} (mapped; of the reference protocol, which has flaws 2 and 5 too)"
+        yield f"{text}."
+
+
+def _sizes(row: Row) -> dict[str, float]:
+    """By feature, what a head divides its values by; nothing where it takes them as they are."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(row.files.path / MODEL, framework="numpy") as file:  # type: ignore[no-untyped-call]
+            size = file.get_tensor(_SIZE) if _SIZE in file.keys() else None
+    except (OSError, SafetensorError):
+        return {}
+    if size is None or (size == 1).all():
+        return {}
+    starts = accumulate((spec.dim for spec in row.features.values()), initial=0)
+    return {name: float(size[start]) for name, start in zip(row.features, starts, strict=False)}
 
 
 def _rival(rows: Sequence[Row]) -> Iterator[str]:
@@ -108,6 +129,8 @@ def _rival(rows: Sequence[Row]) -> Iterator[str]:
         yield told + (f"; {fusion.label} {rate(fusion.figures['der'], None)} by window." if fusion else ".")
 
 
+#: The tensor of a head's weights that brings its features to one scale.
+_SIZE = "scale.size"
 _OURS: dict[int, Callable[[Sequence[Row]], Iterator[str]]] = {
     1: _in_sample, 2: _order, 3: _channels, 9: _mean_of_crops, 11: _one_scale, 12: _rival,
 }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from evaluation import baselines
 from evaluation.answer import answer, pairs, part_of
@@ -264,3 +265,27 @@ def test_who_is_the_codec_is_known_of_two_and_said_by_runs_of_others() -> None:
     assert pairs([row("4", "a", when=["a"], who=["a"], ceilings={})]) == []
     of = pairs([cascade])
     assert [part_of((name,), of) for name in "abc"] == ["speaker encoder alone", "codec alone", "one encoder alone"]
+
+
+# ---- flaws
+
+
+def test_one_scale_is_told_of_runs_that_have_it(tmp_path: Path) -> None:
+    """Of a fusion that takes its features as they are, as runs of version 0.1 do, nothing of the kind is said."""
+    diarization_run(tmp_path / "fusion", "fusion")
+    diarization_run(tmp_path / "reference", "fusion", "reference", swap=True)
+
+    def ours(number: int) -> str | None:
+        facts, _, _ = gather([tmp_path / "fusion", tmp_path / "reference"], 20, 0)
+        assert [flaw["number"] for flaw in facts["flaws"]] == list(range(1, 13))
+        return facts["flaws"][number - 1]["ours"]
+
+    assert ours(11) is None and ours(12) is None
+    save_file({"scale.size": np.repeat(np.float32([4.5, 0.05]), 8)}, tmp_path / "fusion" / "model.safetensors")
+    assert ours(11) == (
+        "Here (fusion of Mimi and TitaNet) values vary by 4.5 (Mimi) and 0.05 (TitaNet); on one scale DER 10.0 %, as they are "
+        "10.0 % (mapped; of the reference protocol, which has flaws 2 and 5 too)."
+    )
+    save_file({"scale.size": np.ones(16, np.float32)}, tmp_path / "fusion" / "model.safetensors")
+    assert ours(11) is None
+    assert ours(3) == "Here (fusion of Mimi and TitaNet, reference protocol): DER 95.0 % so, 10.0 % mapped."
