@@ -138,7 +138,10 @@ def _of_pair(codec: Names, voice: Names, rows: Sequence[Row], num_resamples: int
         return _answer("unknown", unknown, f"{first}, but no head with {called(voice)} beside it was fitted", [alone])
     by = {v: [b for b in beside if b.verdict == v] for v in ("better", "worse", "unclear", "unknown")}
     knows, trivial = _knows_something(alone, num_resamples, seed)
-    if by["better"]:
+    told = [b for b in by["better"] if _knows_something(b.row, num_resamples, seed)[0]]
+    if by["better"] and not knows and not told:
+        verdict, lead = "unclear", f"Neither {called(codec)} alone nor {called(voice)} beside it tells it in these runs"
+    elif told:
         verdict = "partly" if knows else "no"
         part = "part of it" if knows else "nothing of it"
         lead = f"{called(codec)} alone tells {part}; it needs {called(voice)} beside it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,9 @@ class RunFacts:
 
     @property
     def name(self) -> str:
-        return self.files.path.name
+        """Its folder; of one seed among others, with the folder of these: every such run is called seed0 or seed1."""
+        parts = self.files.path.parts
+        return "/".join(parts[-2:] if re.fullmatch(r"seed\d+", parts[-1]) else parts[-1:])
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -176,9 +179,9 @@ def rows_of(found: Sequence[RunFacts]) -> list[Row]:
         groups.setdefault((*key, twins[(*key, run.seed)]), []).append(run)
         twins[(*key, run.seed)] += 1
     rows = [Row(group, mean_result([run.result for run in group])) for group in groups.values()]
-    alike: dict[tuple[Any, ...], list[Row]] = {}
+    alike: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        alike.setdefault((row.label, row.protocol, row.train_fraction), []).append(row)
+        alike.setdefault((row.label, row.protocol), []).append(row)
     for same in alike.values():
         _tell_apart(same)
     return rows
@@ -203,18 +206,17 @@ def _decides(run: RunFacts) -> tuple[tuple[str, str], ...]:
 
 
 def _tell_apart(rows: Sequence[Row]) -> None:
-    """Name what rows of one label differ in, up to three settings; their folders where no setting differs."""
-    if len(rows) < 2:
-        return
+    """Name what rows of one label differ in, up to three settings; also their folders where no setting differs."""
     settings = [row.runs[0].settings for row in rows]
     keys = [k for k in settings[0] if k not in _NOT_DECIDING and len({repr(s.get(k)) for s in settings}) > 1]
     for row, own in zip(rows, settings, strict=True):
         row.variant = ", ".join(f"{key}={own.get(key)}" for key in keys[:3])
-    if len({row.variant for row in rows}) < len(rows):
-        for row in rows:
-            row.variant = "/".join(
-                row.files.path.parts[-2:] if len(row.runs) == 1 else row.files.path.parent.parts[-1:]
-            )
+    # Shares of the training data are points of one curve, no rows to tell apart.
+    count = Counter((row.variant, row.train_fraction) for row in rows)
+    for row in [row for row in rows if count[row.variant, row.train_fraction] > 1]:
+        row.variant = ", ".join(
+            filter(None, (row.variant, row.name if len(row.runs) == 1 else row.files.path.parent.name))
+        )
 
 
 def mean_result(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_seeds_are_one_row_of_their_mean_and_spread(seeds: Path, tmp_path: Path)
     interval = row.figures["der_interval"]
     assert interval["estimate"] == pytest.approx(row.figures["der"]) and interval["num_units"] == 2
     (bar,) = [bar for bar in facts["chart"] if not bar["published"]]
-    assert (bar["seeds"], bar["label"], bar["runs"]) == (3, "adapter on Mimi", ["seed0", "seed1", "seed2"])
+    assert (bar["seeds"], bar["label"], bar["runs"]) == (3, "adapter on Mimi", ["out/seed0", "out/seed1", "out/seed2"])
     assert bar["der"] == pytest.approx(0.12) and bar["spread"] == pytest.approx([0.04, 0.22])
     (line,) = [line for line in facts["experiments"] if line["id"] == "2"]
     assert line["sound"]["seeds"] == 3 and line["sound"]["lines"][0]["spread"] == pytest.approx([0.04, 0.22])
@@ -118,6 +118,14 @@ def test_shares_of_the_training_data_are_a_curve_not_rows(seeds: Path, tmp_path:
     assert len([bar for bar in facts["chart"] if not bar["published"]]) == 1
     (line,) = [line for line in facts["experiments"] if line["id"] == "2"]
     assert line["sound"]["lines"][0]["value"] == pytest.approx(0.04)
+
+
+def test_a_share_belongs_to_the_curve_of_its_settings(seeds: Path) -> None:
+    edit(seeds / "seed1", seed=0, lr=5e-4)
+    edit(seeds / "seed2", seed=0, lr=5e-4, train_fraction=0.5)
+    assert [(row.variant, row.train_fraction) for row in read(seeds)] == [
+        ("lr=0.001", 1.0), ("lr=0.0005", 1.0), ("lr=0.0005", 0.5)
+    ]  # fmt: skip
 
 
 def test_whole_recordings_stand_beside_windows(tmp_path: Path) -> None:
@@ -230,6 +238,10 @@ def test_the_answer_says_what_the_intervals_allow() -> None:
     assert partly["basis"] == "From 24 recordings (48 min of audio)."
     assert answer(heads(alone=0.6, both=0.3), 200, 0)["verdict"] == "no"
     assert answer(heads(alone=0.3, both=0.4), 200, 0)["verdict"] == "yes"
+    neither = answer(heads(alone=0.9, both=0.7), 200, 0)
+    assert neither["verdict"] == "unclear" and neither["lead"].startswith(
+        "Neither lyra alone nor resemblyzer beside it"
+    )
     unclear = answer(heads(alone=0.31, both=0.30, jitter=0.03, count=8), 200, 0)
     assert unclear["verdict"] == "unclear" and "do not say" in unclear["lead"]
     assert "recordings instead of 8 would tell" in unclear["detail"]
