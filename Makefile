@@ -7,7 +7,7 @@ DEMO   := data_manifests/demo
 
 # What the page's tests are done with besides a browser. Without npm, or where nothing can be fetched, they are skipped.
 AXE    := tests/browser/node_modules/axe-core/axe.min.js
-CHROME := $(firstword $(foreach name,chromium chromium-browser google-chrome google-chrome-stable,$(shell command -v $(name))))
+CHROME := $(firstword $(foreach name,chromium chromium-browser google-chrome google-chrome-stable,$(shell command -v $(name) 2>/dev/null)))
 
 .PHONY: help demo test test-slow coverage mutants lint lock picture clean
 
@@ -36,7 +36,7 @@ demo: .venv/installed
 $(AXE): tests/browser/package-lock.json
 	-npm ci --prefix tests/browser --silent --ignore-scripts && touch $@
 
-test: .venv/installed $(if $(shell command -v npm),$(AXE))
+test: .venv/installed $(if $(shell command -v npm 2>/dev/null),$(AXE))
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/installed

@@ -12,7 +12,7 @@ from evaluation.rows import Row
 from evaluation.runs import session_of
 from evaluation.words import rate
 
-_TIMELINES = 3
+_TIMELINES = 2
 
 Bar = tuple[str, list[tuple[str, float, str]]]
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from evaluation.facts import gather
 from evaluation.pictures import pictures
-from evaluation.words import rate, span
+from evaluation.words import rate, signed, span
 
 
 def report(
@@ -60,7 +60,7 @@ def render(template: str, facts: dict[str, Any]) -> str:
         "rate": lambda line: rate(line["value"], line["interval"]),
         "span": span,
         "ends": lambda least_most: span(dict(zip(("low", "high"), least_most, strict=True))),
-        "points": lambda difference: f"{100 * difference:+.1f}",
+        "points": lambda difference: signed(difference).removesuffix(" points"),
         "glued": lambda text: text.replace(" %", "\u00a0%"),  # no line ends before a % sign
     }
     first_met = _Glossary(facts["terms"]).first_met
@@ -83,7 +83,7 @@ def _laid_out(facts: Mapping[str, Any]) -> dict[str, Any]:
     scopes = dict.fromkeys(row["scope"] for row in sorted(rows, key=lambda row: bool(row["published"])))
     ends = [end for row in rows for end in (row["der"], *(row["spread"] or ()), (row["interval"] or {}).get("high", 0))]
     top = math.ceil(10 * max([0.1, *ends])) / 10
-    step = 0.1 if top <= 0.8 else 0.2
+    step = 0.1 * math.ceil(top / 0.8 - 1e-9)  # nine ticks at most
     return {
         "groups": [(scope, [row for row in rows if row["scope"] == scope]) for scope in scopes],
         "axis": {"top": top, "ticks": [step * i for i in range(int(top / step + 1e-9) + 1)]},
@@ -97,7 +97,7 @@ class _Glossary:
         self._left = list(terms)
 
     def first_met(self, text: Markup) -> list[dict[str, str]]:
-        said = text.striptags()
+        said = " ".join(Markup(re.sub(r"<[^>]*>", " ", text)).unescape().split())  # "95 %" may be held together
         met = [term for term in self._left if any(_stands_in(word, said) for word in term["term"].split(" / "))]
         self._left = [term for term in self._left if term not in met]
         return [term | {"term": term["term"].split(" / ")[0]} for term in met]
