@@ -80,7 +80,7 @@ def made_up() -> dict[str, Any]:
             chart_row("the study", 0.61, "", published=True, interval=None, parts=None, weights="", note="other data"),
         ],
         "chart_on": {"num_recordings": 8, "minutes": 8.0, "left_out": []},
-        "baselines": [{"what": "one speaker throughout", "measure": "DER", "value": 0.62, "interval": None, "scope": WINDOW}],
+        "baselines": [{"what": "one speaker throughout", "measure": "DER", "value": 0.68, "interval": interval(0.68), "scope": WINDOW}],
         "findings": [{"experiment": "3", "measure": "DER", "text": "Adding TitaNet is 14.0 points better."}],
         "experiments": [experiment | {"sound": cell(0.32), "reference": cell(0.72)}, experiment | {"sound": None, "reference": None}],
         "flaws": [{"number": 1, "flaw": "fixed channels", "sound": "mapped", "ours": None}],
@@ -260,7 +260,7 @@ def test_paper_shows_all_of_it(page: str, tmp_path: Path) -> None:
         for (const rule of document.styleSheets[0].cssRules)
           if (rule.media?.mediaText === "print") rule.media.mediaText = "all";
         const right = Math.max(...[...document.querySelectorAll("body *")].map(e => e.getBoundingClientRect().right));
-        const shown = e => e.getBoundingClientRect().height > 0;
+        const shown = e => e.checkVisibility();
         return { right, sound: shown(document.querySelector("audio")), folded: shown(document.querySelector("details svg")) }
         """,
         tmp_path,
