@@ -5,6 +5,7 @@ Reads run folders only, so that it can be made anywhere, long after the store.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -12,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
-
-from markupsafe import Markup
 
 from evaluation.facts import gather
 from evaluation.pictures import pictures
@@ -96,8 +95,8 @@ class _Glossary:
     def __init__(self, terms: Sequence[dict[str, str]]) -> None:
         self._left = list(terms)
 
-    def first_met(self, text: Markup) -> list[dict[str, str]]:
-        said = " ".join(Markup(re.sub(r"<[^>]*>", " ", text)).unescape().split())  # "95 %" may be held together
+    def first_met(self, text: str) -> list[dict[str, str]]:
+        said = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())  # "95 %" may be held together
         met = [term for term in self._left if any(_stands_in(word, said) for word in term["term"].split(" / "))]
         self._left = [term for term in self._left if term not in met]
         return [term | {"term": term["term"].split(" / ")[0]} for term in met]
