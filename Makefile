@@ -5,7 +5,11 @@ BIN    := .venv/bin
 OUT    ?= demo-out
 DEMO   := data_manifests/demo
 
-.PHONY: help demo test test-slow coverage mutants lint lock clean
+# What the page's tests are done with besides a browser. Without npm, or where nothing can be fetched, they are skipped.
+AXE    := tests/browser/node_modules/axe-core/axe.min.js
+CHROME := $(firstword $(foreach name,chromium chromium-browser google-chrome google-chrome-stable,$(shell command -v $(name) 2>/dev/null)))
+
+.PHONY: help demo test test-slow coverage mutants lint lock picture clean
 
 help:
 	@echo "make demo       install, run the five experiments on the small corpus that comes along, make a report"
@@ -14,6 +18,7 @@ help:
 	@echo "make coverage   the same tests, and which lines and branches none of them takes"
 	@echo "make mutants    break the core on purpose, a line at a time, and list what no test notices; PATHS=FILE.py … for a part"
 	@echo "make lint       style, format and types: ruff, mypy"
+	@echo "make picture    docs/report.png from the demo's report, by a headless Chromium"
 	@echo "make lock       renew requirements.lock from pyproject.toml"
 
 # Exactly the versions of requirements.lock, checked by hash; a stamp so that it happens once.
@@ -28,7 +33,10 @@ help:
 demo: .venv/installed
 	BIN=$(BIN) OUT=$(OUT) DEMO=$(DEMO) bash $(DEMO)/run.sh
 
-test: .venv/installed
+$(AXE): tests/browser/package-lock.json
+	-npm ci --prefix tests/browser --silent --ignore-scripts && touch $@
+
+test: .venv/installed $(if $(shell command -v npm 2>/dev/null),$(AXE))
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/installed
@@ -53,5 +61,11 @@ lock:
 	$(BIN)/uv lock --quiet && $(BIN)/uv export --quiet --all-extras --all-groups --no-emit-project --no-header -o requirements.lock
 	rm uv.lock
 
+# The README's picture: what the demo's report shows first.
+picture: $(OUT)/report/report.html
+	profile=$$(mktemp -d); $(or $(CHROME),$(error a Chromium is needed on PATH)) --headless --no-sandbox --disable-gpu \
+	  --no-first-run --disable-background-networking --disable-component-update --disable-sync --user-data-dir=$$profile \
+	  --hide-scrollbars --window-size=1180,1000 --screenshot=docs/report.png file://$(abspath $<) 2>/dev/null; rm -rf $$profile
+
 clean:
-	rm -rf .venv mutants .coverage $(OUT) .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv tests/browser/node_modules mutants .coverage $(OUT) .pytest_cache .ruff_cache .mypy_cache

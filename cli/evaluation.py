@@ -25,8 +25,10 @@ def main() -> None:
 @user_errors()
 def eer(
     store: Annotated[Path, typer.Option(help="Store that holds the features.")],
-    feature: Annotated[str, typer.Option(help="Feature to score with, e.g. mimi.")],
     trials: Annotated[Path, typer.Option(help="Trial list: lines '1 a b' or '0 a b', plain or .gz.")],
+    feature: Annotated[
+        list[str] | None, typer.Option(help="Feature to score with, e.g. mimi; may be repeated \\[all of the store].")
+    ] = None,
     centre: Annotated[
         bool | None, typer.Option("--centre/--no-centre", help="Subtract the train split's mean vector first.")
     ] = None,
@@ -36,7 +38,7 @@ def eer(
     seed: Annotated[int | None, typer.Option(min=0, help="Of the resampling (0 without).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Equal error rate of cosine scores between mean-pooled features.
+    """Equal error rate of cosine scores between mean-pooled features, of each feature by itself.
 
     A trial names an utterance by its id (with or without a file extension) or by the end of its source path.
 
@@ -44,20 +46,25 @@ def eer(
 
         evaluation eer --store STORE --feature mimi --trials veri_test2.txt
 
-        evaluation eer --store STORE --feature mimi --trials trials.txt.gz --bootstrap 1000 --json
+        evaluation eer --store STORE --trials trials.txt.gz --bootstrap 1000 --json
     """
     from cli import tables
     from evaluation.measure import measure_eer
 
-    asked = {"feature": feature, "trials": str(trials), "centred": bool(centre)}
-    result, interval, warnings = measure_eer(
-        store, feature, trials, centre=bool(centre), num_resamples=bootstrap or 0, seed=seed or 0
-    )
-    tables.warn(warnings)
-    if as_json:
-        print(json.dumps(asked | result.to_json() | _resampled(interval, "eer", seed) | {"warnings": list(warnings)}))
-    else:
-        tables.show_verification(result, interval, f"{feature} on {trials.name}" + (", centred" if centre else ""))
+    found = measure_eer(store, feature or (), trials, centre=bool(centre), num_resamples=bootstrap or 0, seed=seed or 0)
+    tables.warn(warning for _, _, warnings in found.values() for warning in warnings)
+    if not as_json:
+        for name, (result, interval, _) in found.items():
+            tables.show_verification(result, interval, f"{name} on {trials.name}" + (", centred" if centre else ""))
+        return
+    told = [
+        {"feature": name, "trials": str(trials), "centred": bool(centre)}
+        | result.to_json()
+        | _resampled(interval, "eer", seed)
+        | {"warnings": list(warnings)}
+        for name, (result, interval, warnings) in found.items()
+    ]
+    print(json.dumps(told[0] if len(told) == 1 else {"features": told}))
 
 
 @app.command()
@@ -123,7 +130,9 @@ def _resampled(interval: Interval | None, figure: str, seed: int | None) -> dict
 @app.command()
 @user_errors()
 def doctor(
-    runs: Annotated[list[Path] | None, typer.Argument(metavar="[RUN]...", help="Runs to audit.")] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Runs to audit, or folders that hold runs.")
+    ] = None,
     ref: Annotated[Path | None, typer.Option(help="Reference RTTM (file or folder) to try the scorer on.")] = None,
     uem: Annotated[Path | None, typer.Option(help="What of the reference to score.")] = None,
     store: Annotated[Path | None, typer.Option(help="Store to audit for leaks.")] = None,
@@ -159,7 +168,9 @@ def doctor(
 @app.command()
 @user_errors()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that `trainers fit` made.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders that `trainers fit` made, or that hold such.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for report.html, report.md and report.json.")],
     bootstrap: Annotated[
         int | None, typer.Option(min=1, help="Resamples for the 95 % intervals (1000 without).")
@@ -183,8 +194,9 @@ def report(
     if as_json:
         print(json.dumps(facts))
         return
+    print(facts["answer"]["text"])
     for finding in facts["findings"]:
-        print(f"- {finding}")
+        print(f"- {finding['text']}")
     print(f"report: {(out / 'report.html').resolve()}")
 
 

@@ -146,7 +146,7 @@ def eer_intervals(
 
     Parameters
     ----------
-    scores, baseline : (trials,) of the two systems.
+    scores, baseline : (trials,) of the two systems, or (seeds, trials) of several runs of one: their mean EER.
     same : (trials,) bool.
     left_speakers, right_speakers : (trials,) speaker of each side.
     rng : the only source of randomness.
@@ -164,18 +164,19 @@ def eer_intervals(
     in 1:1 matching tasks”, arXiv 2306.01198; product weights: Owen and Eckles, “Bootstrapping data arrays of arbitrary
     order”, Annals of Applied Statistics 6 (2012).
     """
-    scores, same = checked_scores(scores, same)
+    sides = [np.atleast_2d(np.asarray(side)) for side in (scores, baseline) if side is not None]
+    systems = [[checked_scores(each, same)[0] for each in side] for side in sides]
+    same = np.asarray(same, np.bool_)
     left, right, num_speakers = _speaker_numbers(left_speakers, right_speakers, same)
-    systems = [scores] if baseline is None else [scores, checked_scores(baseline, same)[0]]
-    curves = [_WeightedEer(system, same) for system in systems]
-    estimates = [det_curve(system, same).eer[0] for system in systems]
+    curves = [[_WeightedEer(each, same) for each in system] for system in systems]
+    estimates = [float(np.mean([det_curve(each, same).eer[0] for each in system])) for system in systems]
     draws = draw_multiplicities(num_speakers, num_resamples, rng).astype(np.float64)
     values = np.empty((num_resamples, len(systems)))
     different = ~same
     for resample, multiplicity in enumerate(draws):
         weights = multiplicity[left]
         np.multiply(weights, multiplicity[right], out=weights, where=different)
-        values[resample] = [curve(weights) for curve in curves]
+        values[resample] = [np.mean([curve(weights) for curve in of_system]) for of_system in curves]
     first = _interval(estimates[0], values[:, 0], num_speakers, level)
     if baseline is None:
         return first, None

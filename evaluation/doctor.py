@@ -74,6 +74,7 @@ def check_reference(
     *,
     uem: Mapping[str, NDArray[np.float64]] | None = None,
     num_crops: int = 1000,
+    grids: Mapping[str, FrameGrid] | None = None,
 ) -> list[Check]:
     """Every check on a reference.
 
@@ -81,6 +82,7 @@ def check_reference(
     ----------
     rng : draws the crops.
     uem : what is scored; without it, from each recording's first turn to its last.
+    grids : by name, frames to look for the floor of beside `GRIDS`; those that are among these are left out.
 
     Raises
     ------
@@ -92,7 +94,7 @@ def check_reference(
     return [
         *_identity(reference, uem, itself),
         *_arrival(reference, uem, rng, num_crops),
-        *_floors(reference, uem),
+        *_floors(reference, uem, GRIDS | {n: g for n, g in (grids or {}).items() if g not in GRIDS.values()}),
         *_collars(reference, uem),
         *_ami_totals(reference),
     ]
@@ -164,9 +166,11 @@ def _arrival(
     ]
 
 
-def _floors(reference: Mapping[str, Turns], uem: Mapping[str, NDArray[np.float64]] | None) -> list[Check]:
+def _floors(
+    reference: Mapping[str, Turns], uem: Mapping[str, NDArray[np.float64]] | None, grids: Mapping[str, FrameGrid]
+) -> list[Check]:
     checks = []
-    for title, grid in GRIDS.items():
+    for title, grid in grids.items():
         centre, outward = (floor(reference, grid, uem=uem, outward=flag).der for flag in (False, True))
         found = f"{_percent(centre)}; {_percent(outward)}"
         # Rounding each boundary outward moves it half a frame on average, the nearest one a quarter.

@@ -1,80 +1,155 @@
-"""What the sound runs say in sentences, each with its interval; “not clearly” where chance covers a difference."""
+"""What the sound runs say in sentences: each names its measure, its interval, and what knowing nothing would score."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from evaluation.results import RunFacts, find_run, paired_difference
+from evaluation import baselines
+from evaluation.answer import der_of, figures_of, unlike_training
+from evaluation.experiments import EXPERIMENTS, called
+from evaluation.results import der_difference, find, paired_difference, same_scope
+from evaluation.rows import Row
+from evaluation.words import points, rate, signed, verdict
+
+Finding = dict[str, str]
+_CEILINGS = {
+    "true_when_own_who": "with the true number of speakers at any time",
+    "own_when_true_who": "with the right voices",
+}
 
 
-def findings(runs: Sequence[RunFacts], num_resamples: int, seed: int) -> list[str]:
-    """The sentences, in the order of the experiments; of those that were not run, none."""
-    return [*_of_the_probe(runs), *_against_the_adapter(runs, num_resamples, seed), *_of_fixed_channels(runs)]
+def findings(rows: Sequence[Row], num_resamples: int, seed: int) -> list[Finding]:
+    """Sentences as {"experiment", "measure", "text"}, in the order of the experiments; of what was not run, none."""
+    told: list[Finding] = []
+    for id in EXPERIMENTS:
+        for row in rows:
+            if row.train_fraction < 1 or row.experiment != ("1.5" if id == "1" else id):
+                continue
+            if not row.diarizes:
+                lines = _of_raw(row) if id == "1" else _of_a_probe(row, rows)
+                told += [{"experiment": id, "measure": "EER", "text": line} for line in lines]
+            elif row.protocol == "sound":
+                lines = _of_a_head(row, rows, num_resamples, seed)
+                told += [{"experiment": id, "measure": "DER", "text": line} for line in lines]
+            else:
+                told += [{"experiment": id, "measure": "DER", "text": line} for line in _of_fixed_channels(row)]
+    return told
 
 
-def _of_the_probe(runs: Sequence[RunFacts]) -> Iterator[str]:
-    probe, in_sample = find_run(runs, "1.5", "sound"), find_run(runs, "1.5", "reference")
-    if not probe:
+def _first(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _of_raw(row: Row) -> Iterator[str]:
+    if row.protocol == "sound" and (raw := row.figures.get("raw")):
+        yield (
+            f"Raw cosine of mean-pooled frames of {called(tuple(row.features))}, no training: "
+            f"EER {rate(raw['eer'], raw['interval'])} (random cosine: 50 %)."
+        )
+
+
+def _of_a_probe(row: Row, rows: Sequence[Row]) -> Iterator[str]:
+    trained, names = row.figures.get("probe"), called(tuple(row.features))
+    if not trained:
         return
-    raw, trained = probe.figures["raw"], probe.figures["probe"]
+    if row.protocol == "sound":
+        told = f"EER {rate(trained['eer'], trained['interval'])}{seeds_of(row, trained)} (random cosine: 50 %)"
+        if gap := trained["against_raw"]:
+            told += f", {points(gap)} against raw cosine: {verdict(gap, 'speakers')}"
+        yield f"A linear probe on {names}, trained on other speakers than it is tried on: {told}."
+    elif (sound := find(rows, "1.5", features=tuple(row.features))) and "probe" in sound.figures:
+        own, honest = trained["eer"], sound.figures["probe"]["eer"]
+        yield (
+            f"The same probe on {names}, trained on its own test speakers as published: EER {rate(own, None)} instead of "
+            f"{rate(honest, None)} (random cosine: 50 %); {signed(own - honest)} come of that alone."
+        )
+
+
+def _of_a_head(row: Row, rows: Sequence[Row], num_resamples: int, seed: int) -> Iterator[str]:
+    whole = bool(row.recordings(True))
+    told = f"{_first(row.phrase)}: DER {der_of(row)}{seeds_of(row, figures_of(row))}"
+    trivial = row.trivial.get((baselines.ONE_SPEAKER, whole))
+    if trivial:
+        told += f" (one speaker throughout: {rate(baselines.der(trivial), None)})"
+        if gap := der_difference(row.recordings(whole), trivial, num_resamples, seed):
+            told += f", {points(gap.to_json())} against that: {verdict(gap.to_json(), 'recordings')}"
+    yield told + "."
+    if against := [_against(row, other, num_resamples, seed) for other in _rivals(row, rows)]:
+        yield f"{_first(row.phrase)}, DER {'; '.join(against)}."
+    yield from _of_ceilings(row)
+    yield from _of_whole(row, num_resamples, seed)
+
+
+def _against(row: Row, other: Row, num_resamples: int, seed: int) -> str:
+    gap = paired_difference(row, other, num_resamples, seed)
+    if unlike := unlike_training(row, other) or ("" if gap else "measured on other recordings"):
+        return f"against {other.phrase} cannot be judged: {unlike}"
+    assert gap
+    harder = "" if same_scope(row, other) else ", though over whole recordings, the other by window"
+    return f"against {other.phrase} {points(gap.to_json())}: {verdict(gap.to_json(), 'recordings')}{harder}"
+
+
+def _rivals(row: Row, rows: Sequence[Row]) -> Iterator[Row]:
+    """What a head is compared with: heads on each of its encoders alone; a cascade also with the fusion of the two."""
+    names = tuple(row.features)
+    alone = [find(rows, "2", features=(name,)) for name in names]
+    wanted = {"2.5": alone, "3": alone, "4": [find(rows, "3", features=names), *alone]}.get(row.experiment, [])
+    yield from (other for other in wanted if other and other is not row)
+
+
+def _of_ceilings(row: Row) -> Iterator[str]:
+    ceilings = {words: row.result.get("ceilings", {}).get(name, {}).get("test") for name, words in _CEILINGS.items()}
+    known = {words: test for words, test in ceilings.items() if test and test["der"] is not None}
+    own = row.figures["der"]
+    if known and own is not None:
+        told = [f"{words} {rate(test['der'], None)} ({signed(test['der'] - own)})" for words, test in known.items()]
+        yield f"{_first(row.phrase)}: DER {rate(own, None)} would be, {' and '.join(told)}: the larger gain is the weaker half."
+
+
+def _of_whole(row: Row, num_resamples: int, seed: int) -> Iterator[str]:
+    if not (split := whole_against_windows(row, num_resamples, seed)):
+        return
     yield (
-        f"Untrained cosine on mean-pooled latents errs at {rate(raw['eer'], raw.get('interval'))} "
-        "(50 % would be chance)."
+        f"{_first(row.phrase)}, whole recordings against windows of the same answer: DER {points(split['interval'])}, of which "
+        f"{signed(split['identity'])} are identity (who is who across windows) and {signed(split['rest'])} the rest."
+        if split["interval"]
+        else f"{_first(row.phrase)}, whole recordings against windows: DER {signed(split['difference'])}, of which "
+        f"{signed(split['identity'])} are identity (who is who across windows)."
     )
-    if gap := trained.get("against_raw"):
+
+
+def whole_against_windows(row: Row, num_resamples: int, seed: int) -> dict[str, Any] | None:
+    """One head's DER over whole recordings minus its DER by window, split; None where it was not measured both ways."""
+    whole, windows = row.figures.get("whole"), row.figures
+    if not whole or whole["der"] is None or windows["der"] is None:
+        return None
+    difference, identity = whole["der"] - windows["der"], whole["confusion"] - windows["confusion"]
+    interval = der_difference(row.recordings(True), row.recordings(False), num_resamples, seed)
+    return {
+        "per_window": windows["der"],
+        "whole": whole["der"],
+        "difference": difference,
+        "interval": interval.to_json() if interval else None,
+        "identity": identity,
+        "rest": difference - identity,
+    }
+
+
+def _of_fixed_channels(row: Row) -> Iterator[str]:
+    if row.figures["fixed_der"] and row.figures["der"] is not None:
+        share = row.figures["fixed_der"] - row.figures["der"]
+        trivial = row.trivial.get((baselines.ONE_SPEAKER, False))
+        beside = f" (one speaker throughout, mapped: {rate(baselines.der(trivial), None)})" if trivial else ""
         yield (
-            f"A linear probe, trained on other speakers, errs at {rate(trained['eer'], trained['interval'])}: "
-            f"{_verdict(gap)} than raw cosine."
-        )
-    if in_sample:
-        own = in_sample.figures["probe"]["eer"]
-        yield (
-            f"Trained on its own test speakers, as published, the probe errs at {100 * own:.1f} % instead of "
-            f"{100 * trained['eer']:.1f} %."
+            f"{_first(row.phrase)}, reference protocol: of its DER with fixed channels, "
+            f"{rate(row.figures['fixed_der'], None)}{beside}, {100 * share:.1f} points are that way of scoring."
         )
 
 
-def _against_the_adapter(runs: Sequence[RunFacts], num_resamples: int, seed: int) -> Iterator[str]:
-    adapter = find_run(runs, "2", "sound")
-    for id, words in (("2.5", "Unfreezing Mimi's top layers"), ("3", "Adding TitaNet")):
-        other = find_run(runs, id, "sound")
-        if not adapter or not other:
-            continue
-        steps, against = other.result["steps"], adapter.result["steps"]
-        if not 0.5 <= steps / max(against, 1) <= 2:
-            yield f"{words} cannot be judged from these runs: {steps} training steps against the adapter's {against}."
-        elif gap := paired_difference(other, adapter, num_resamples, seed):
-            yield f"{words} is {_verdict(gap.to_json())} than the adapter alone (DER)."
-
-
-def _of_fixed_channels(runs: Sequence[RunFacts]) -> Iterator[str]:
-    for id in ("2", "2.5", "3"):
-        run = find_run(runs, id, "reference")
-        if run and run.figures["fixed_der"]:
-            share = run.figures["fixed_der"] - run.figures["der"]
-            yield (
-                f"Of the {100 * run.figures['fixed_der']:.1f} % that the reference protocol reports for experiment {id}, "
-                f"{100 * share:.1f} points are its scoring with fixed channels."
-            )
-
-
-def _verdict(gap: dict[str, Any]) -> str:
-    points = f"{100 * abs(gap['estimate']):.1f} points (95 % interval of the difference {span(gap)})"
-    if gap["high"] < 0:
-        return f"{points} better"
-    if gap["low"] > 0:
-        return f"{points} worse"
-    return f"not clearly better or worse: {points} {'better' if gap['estimate'] < 0 else 'worse'}"
-
-
-def span(interval: dict[str, Any]) -> str:
-    """The ends of an interval in percent."""
-    return f"{100 * interval['low']:.1f} … {100 * interval['high']:.1f}"
-
-
-def rate(value: float | None, interval: dict[str, Any] | None) -> str:
-    """A rate in percent, with its interval where there is one."""
-    if value is None:
-        return "undefined"
-    return f"{100 * value:.1f} %" + (f" [{span(interval)}]" if interval else "")
+def seeds_of(row: Row, figures: dict[str, Any]) -> str:
+    """ ", mean of 3 seeds, 30.1–31.9 %" where there are several."""
+    spread = figures.get("spread")
+    if not isinstance(spread, list):
+        return ""
+    return f", mean of {len(row.runs)} seeds ({100 * spread[0]:.1f}–{100 * spread[1]:.1f} %)"

@@ -13,6 +13,7 @@ from evaluation import audit
 from evaluation.bootstrap import Interval, eer_intervals, ratio_intervals
 from evaluation.diarization import DiarizationResult, score
 from evaluation.doctor import Check, check_reference
+from evaluation.rows import expand
 from evaluation.rttm import read_rttm, read_uem
 from evaluation.trials import read_trials, score_trials
 from evaluation.turns import Turns
@@ -21,17 +22,18 @@ from evaluation.verification import VerificationResult, evaluate_scores
 
 def measure_eer(
     store: str | PathLike[str],
-    feature: str,
+    features: Sequence[str],
     trials: str | PathLike[str],
     *,
     centre: bool = False,
     num_resamples: int = 0,
     seed: int = 0,
-) -> tuple[VerificationResult, Interval | None, tuple[str, ...]]:
-    """Cosine scores of a feature on a trial list, and their EER; its interval by speaker; what must stand beside it.
+) -> dict[str, tuple[VerificationResult, Interval | None, tuple[str, ...]]]:
+    """By feature, cosine scores on a trial list and their EER; its interval by speaker; what must stand beside it.
 
     Parameters
     ----------
+    features : names; none are all of the store's.
     centre : see `evaluation.trials.score_trials`.
     num_resamples : of the 95 % interval; 0 is no interval.
 
@@ -39,13 +41,17 @@ def measure_eer(
     ------
     OSError, ValueError, KeyError : as `featstore.open`, `read_trials`, `score_trials` and `eer_intervals`.
     """
-    scored = score_trials(featstore.open(store), feature, read_trials(trials), centre=centre)
-    same, interval = scored.trials.same, None
-    if num_resamples:
-        rng = np.random.default_rng(seed)
-        sides = scored.left_speakers, scored.right_speakers
-        interval, _ = eer_intervals(scored.scores, same, *sides, rng, num_resamples=num_resamples)
-    return evaluate_scores(scored.scores, same), interval, scored.warnings
+    opened, listed = featstore.open(store), read_trials(trials)
+    found = {}
+    for feature in dict.fromkeys(features or opened.features):
+        scored = score_trials(opened, feature, listed, centre=centre)
+        same, interval = scored.trials.same, None
+        if num_resamples:
+            rng = np.random.default_rng(seed)  # the same draws for every feature
+            sides = scored.left_speakers, scored.right_speakers
+            interval, _ = eer_intervals(scored.scores, same, *sides, rng, num_resamples=num_resamples)
+        found[feature] = evaluate_scores(scored.scores, same), interval, scored.warnings
+    return found
 
 
 def measure_der(
@@ -119,12 +125,13 @@ def examine(
         raise ValueError("--uem says what of a reference to score: give --ref too")
     checks: list[Check] = []
     notes: list[str] = []
+    opened = None if store is None else featstore.open(store)
     if ref is not None:
         regions = None if uem is None else read_uem(uem, notes.append)
-        checks += check_reference(read_rttm(ref, notes.append), np.random.default_rng(seed), uem=regions)
-    opened = None if store is None else featstore.open(store)
+        grids = {f"the frames of {name}": spec.grid for name, spec in opened.features.items()} if opened else {}
+        checks += check_reference(read_rttm(ref, notes.append), np.random.default_rng(seed), uem=regions, grids=grids)
     if opened is not None:
         checks += audit.check_store(opened)
-    for run in runs:
+    for run in expand(runs):
         checks += audit.check_run(run, opened)
     return checks, notes

@@ -7,57 +7,51 @@ from typing import Any
 
 from evaluation import plots
 from evaluation.diarization import score
-from evaluation.findings import rate
-from evaluation.results import EXPERIMENTS, Plotted, RunFacts, find_run, title_of
+from evaluation.results import Plotted
+from evaluation.rows import Row
 from evaluation.runs import session_of
+from evaluation.words import rate
 
-_TIMELINES = 3
-_HISTORY = ("epoch", "train_loss", "dev_der")
-_PARTS = (
-    ("missed", "missed_detection", plots.PALETTE[5]),
-    ("false alarm", "false_alarm", plots.PALETTE[4]),
-    ("confusion", "confusion", plots.PALETTE[1]),
-)
+_TIMELINES = 2
 
 Bar = tuple[str, list[tuple[str, float, str]]]
 
 
-def pictures(runs: Sequence[RunFacts], plotted: Plotted) -> dict[str, Any]:
-    """SVG texts by name, None for those that these runs give no figures for; "timelines" is a list."""
-    made: dict[str, Any] = dict.fromkeys(("det", "histograms", "errors", "flaws", "histories"))
+def pictures(facts: Mapping[str, Any], rows: Sequence[Row], plotted: Plotted) -> dict[str, Any]:
+    """SVG texts by name, None for those that these runs give no figures for; "timelines" and "training" are lists."""
+    made: dict[str, Any] = dict.fromkeys(("det", "histograms", "flaws", "learning"))
     if plotted.curves:
         made["det"] = plots.det(plotted.curves)
         made["histograms"] = plots.histograms(plotted.scores)
-    diarizers = [run for run in runs if run.diarizes]
-    if bars := _error_bars(diarizers):
-        made["errors"] = plots.stacks(bars, "share of reference speech, %")
-    if bars := list(_flaw_bars(diarizers)):
-        made["flaws"] = plots.stacks(bars, "DER as the reference protocol reports it, %")
-    if histories := _histories(diarizers):
-        made["histories"] = plots.histories(histories)
-    made["timelines"] = [timeline for run in diarizers if run.protocol == "sound" for timeline in _timelines(run)]
+    if bars := list(_flaw_bars(rows)):
+        title, label = (
+            "What the reference protocol's figures are made of",
+            "DER as the reference protocol reports it, %",
+        )
+        made["flaws"] = plots.stacks(bars, title, label)
+    if facts["learning"]:
+        made["learning"] = plots.learning(facts["learning"])
+    made["training"] = list(_training(rows))
+    heads = [row for row in rows if row.diarizes and row.protocol == "sound" and row.train_fraction == 1]
+    made["timelines"] = [timeline for row in heads for timeline in _timelines(row)]
     return made
 
 
-def _error_bars(runs: Sequence[RunFacts]) -> list[Bar]:
-    return [
-        (run.title, [(label, run.figures[key], colour) for label, key, colour in _PARTS])
-        for run in runs
-        if run.protocol == "sound" and run.figures["der"] is not None
-    ]
-
-
-def _flaw_bars(runs: Sequence[RunFacts]) -> Iterator[Bar]:
+def _flaw_bars(rows: Sequence[Row]) -> Iterator[Bar]:
     """The reference protocol's figure = the sound run's error + what training and tuning add + what scoring adds."""
-    for id in EXPERIMENTS:
-        reference, sound = find_run(runs, id, "reference"), find_run(runs, id, "sound")
-        if id == "1" or not reference or not sound:
+    diarizers: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        if row.diarizes:
+            diarizers.setdefault((row.title, row.protocol), row)
+    for title in dict.fromkeys(title for title, _ in diarizers):
+        reference, sound = diarizers.get((title, "reference")), diarizers.get((title, "sound"))
+        if not reference or not sound:
             continue
         published_way, mapped, remains = reference.figures["fixed_der"], reference.figures["der"], sound.figures["der"]
         if None in (published_way, mapped, remains):
             continue
         yield (
-            title_of(id),
+            title,
             [
                 ("what remains under the sound protocol", remains, plots.PALETTE[2]),
                 ("training order, padding, tuning on test", mapped - remains, plots.PALETTE[4]),
@@ -66,14 +60,19 @@ def _flaw_bars(runs: Sequence[RunFacts]) -> Iterator[Bar]:
         )
 
 
-def _histories(runs: Sequence[RunFacts]) -> Mapping[str, Mapping[str, Sequence[float]]]:
-    found = {run.name: run.files.history() for run in runs}
-    return {name: history for name, history in found.items() if history.keys() >= set(_HISTORY)}
+def _training(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    for row in rows:
+        for run in row.runs:
+            history = run.files.history()
+            if history.keys() & {"step", "epoch"} and history.keys() & {"train_loss", "loss"}:
+                title = f"{row.title}, {row.protocol}: {run.name}"
+                svg = plots.training(title, history, run.result.get("best_epoch"))
+                yield {"title": title, "svg": svg}
 
 
-def _timelines(run: RunFacts) -> list[dict[str, str]]:
+def _timelines(row: Row) -> list[dict[str, str]]:
     """The first windows of a run: best to look at, not best in score."""
-    reference, hypothesis, uem = run.files.diarization()
+    reference, hypothesis, uem = row.files.diarization()
     first: dict[str, str] = {}
     for name in uem:
         if name in reference and name in hypothesis:
@@ -84,8 +83,9 @@ def _timelines(run: RunFacts) -> list[dict[str, str]]:
     scored = score(reference, hypothesis, uem={name: uem[name] for name in shown})
     return [
         {
-            "title": f"{run.title}: {name}, DER {rate(scored.recordings[name].der, None)}",
+            "title": f"{row.title}: {name}, DER {rate(scored.recordings[name].der, None)}",
             "svg": plots.timeline(
+                f"{row.title} {name}",
                 reference[name].to_annotation(name),
                 hypothesis[name].to_annotation(name),
                 scored.mappings[name],

@@ -5,37 +5,18 @@ Reads run folders only, so that it can be made anywhere, long after the store.
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib import metadata
+import math
+import re
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from evaluation.audit import check_run
-from evaluation.findings import findings, rate, span
+from evaluation.facts import gather
 from evaluation.pictures import pictures
-from evaluation.results import (
-    EXPERIMENTS,
-    Plotted,
-    RunFacts,
-    diarization_figures,
-    find_run,
-    read_run,
-    verification_figures,
-)
-
-YARDSTICKS = (
-    ("Mimi's quantised tokens under an ECAPA head, VoxCeleb1", "EER 18.68 % (8 codebooks), 23.91 % (32)", "DASB, arXiv 2506.10274"),
-    ("EnCodec / DAC / SpeechTokenizer, same head", "EER 13.54 / 15.86 / 10.45 %", "DASB, arXiv 2506.10274"),
-    ("continuous self-supervised features, same head", "EER 2.10 %", "DASB, arXiv 2506.10274"),
-    ("TitaNet-L, VoxCeleb1-O cleaned", "EER 0.66–0.68 %", "NVIDIA's model card"),
-    ("pyannote 3.1, AMI test (headset mix / array)", "DER 18.8 / 22.7 %", "pyannote; no collar, overlap scored"),
-    ("DiariZen-L, AMI test (array)", "DER 13.9 %", "no collar, overlap scored"),
-)  # fmt: skip
+from evaluation.words import rate, signed, span
 
 
 def report(
@@ -53,106 +34,18 @@ def report(
     ------
     ValueError : no run, or a folder that is not a finished run.
     """
-    if not runs:
-        raise ValueError("no run given; make one with: trainers fit probe --store STORE --out RUN")
-    found = [read_run(Path(run)) for run in runs]
-    plotted = Plotted()
-    for run in found:
-        rng = np.random.default_rng(seed)
-        if run.diarizes:
-            diarization_figures(run, num_resamples, rng)
-        else:
-            verification_figures(run, num_resamples, rng, plotted)
-    facts = {
-        "whowhen": metadata.version("whowhen"),
-        "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "warnings": sorted({warning for run in found for warning in run.files.warnings}),
-        "failed_checks": [check.to_json() for run in found for check in check_run(run.path) if check.level == "error"],
-        "findings": findings(found, num_resamples, seed),
-        "experiments": [_row(id, experiment, found) for id, experiment in EXPERIMENTS.items()],
-        "runs": [_run(run) for run in found],
-        "yardsticks": [dict(zip(("what", "figure", "source"), y, strict=True)) for y in YARDSTICKS],
-    }
+    facts, rows, plotted = gather(runs, num_resamples, seed)
     target = Path(out)
     target.mkdir(parents=True, exist_ok=True)
     (target / "report.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    shown = facts | {"pictures": pictures(found, plotted)}
+    shown = facts | {"pictures": pictures(facts, rows, plotted)}
     for name, template in (("report.html", "report.html.j2"), ("report.md", "report.md.j2")):
-        (target / name).write_text(_render(template, shown), encoding="utf-8")
+        (target / name).write_text(render(template, shown), encoding="utf-8")
     return facts
 
 
-def _run(run: RunFacts) -> dict[str, Any]:
-    """All that one run says."""
-    return {
-        "name": run.name,
-        "path": str(run.path),
-        "experiment": run.experiment,
-        "kind": run.result["kind"],
-        "protocol": run.protocol,
-        "features": {name: spec.fingerprint for name, spec in run.features.items()},
-        "weights": {
-            name: {
-                "model": spec.model,
-                "from": spec.settings.get("weights", "?"),
-                "sha256": spec.weights_sha256,
-            }
-            for name, spec in run.features.items()
-        },
-        "warnings": run.files.warnings,
-        "figures": run.figures,
-        "notes": run.result.get("notes", []),
-        "result": {k: v for k, v in run.result.items() if k not in ("systems", "recordings", "notes")},
-    }
-
-
-def _row(id: str, experiment: dict[str, str], runs: Sequence[RunFacts]) -> dict[str, Any]:
-    """One experiment: published, reference and sound beside each other."""
-    row: dict[str, Any] = {"id": id, **experiment}
-    for protocol in ("reference", "sound"):
-        run = find_run(runs, id, protocol)
-        told = run and (_diarization(run) if run.diarizes else _verification(id, run))
-        row[protocol] = {"run": run.name, "warnings": run.files.warnings, **told} if run and told else None
-    return row
-
-
-def _verification(id: str, run: RunFacts) -> dict[str, Any]:
-    result, figures = run.result, run.figures["raw" if id == "1" else "probe"]
-    on = f"{result['num_trials']:,} trials, {result['num_trial_speakers']} speakers"
-    if id != "1":
-        whose = "of these very speakers" if run.protocol == "reference" else "other speakers"
-        on += f"; trained on {result['num_utterances']} utterances of {result['num_speakers']} {whose}"
-    return {"lines": [{"what": "EER", "value": figures["eer"], "interval": figures.get("interval")}], "on": on}
-
-
-def _diarization(run: RunFacts) -> dict[str, Any]:
-    figures, tuned = run.figures, run.result["decoding"]
-    if run.protocol == "reference":
-        lines = {
-            "DER, fixed channels": "fixed_der",
-            "FA+Miss": "detection",
-            "confusion": "fixed_confusion",
-            "its DER, mapped": "der",
-        }
-    else:
-        lines = {"DER": "der", "FA+Miss": "detection", "confusion": "confusion", "JER": "jer"}
-    told = [
-        {"what": what, "value": figures[key], "interval": figures.get(f"{key}_interval")} for what, key in lines.items()
-    ]
-    chosen = f"threshold {tuned['threshold']:g}"
-    if "ceilings" in run.result:
-        told += [
-            {"what": f"DER, {name.replace('_', ' ')}", "value": ceiling["test"]["der"], "interval": None}
-            for name, ceiling in run.result["ceilings"].items()
-        ]
-        chosen = f"whole, one identity throughout; {tuned['clustering']} clusters, {chosen}"
-    else:
-        chosen += f", median {tuned['median']}"
-    on = f"{figures['num_recordings']} recordings, {figures['scored_s'] / 60:.1f} min; {chosen}"
-    return {"lines": told, "on": f"{on}, tuned on {tuned['tuned_on']}"}
-
-
-def _render(template: str, facts: dict[str, Any]) -> str:
+def render(template: str, facts: dict[str, Any]) -> str:
+    """The text of a report from its facts, and "pictures" among them, by a template of this folder."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -162,6 +55,52 @@ def _render(template: str, facts: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"rate": lambda line: rate(line["value"], line["interval"]), "span": span}
-    environment.filters["glued"] = lambda text: text.replace(" %", "\u00a0%")  # no line ends before a % sign
-    return environment.get_template(template).render(facts)
+    environment.filters |= {
+        "rate": lambda line: rate(line["value"], line["interval"]),
+        "span": span,
+        "ends": lambda least_most: span(dict(zip(("low", "high"), least_most, strict=True))),
+        "points": lambda difference: signed(difference).removesuffix(" points"),
+        "glued": lambda text: text.replace(" %", "\u00a0%"),  # no line ends before a % sign
+    }
+    first_met = _Glossary(facts["terms"]).first_met
+    return environment.get_template(template).render(facts, first_met=first_met, **_laid_out(facts))
+
+
+def _laid_out(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The chart's rows by what they are scored on, trivial systems first in each, and an axis that holds every interval."""
+    plain = {
+        "what": "baseline",
+        "parts": None,
+        "seeds": 1,
+        "spread": None,
+        "weights": "",
+        "note": "",
+        "published": False,
+    }
+    trivial = [{**base, **plain, "label": base["what"], "der": base["value"]} for base in facts["baselines"]]
+    rows = [row for row in trivial if row["measure"] == "DER"] + facts["chart"]
+    scopes = dict.fromkeys(row["scope"] for row in sorted(rows, key=lambda row: bool(row["published"])))
+    ends = [end for row in rows for end in (row["der"], *(row["spread"] or ()), (row["interval"] or {}).get("high", 0))]
+    top = math.ceil(10 * max([0.1, *ends])) / 10
+    step = 0.1 * math.ceil(top / 0.8 - 1e-9)  # nine ticks at most
+    return {
+        "groups": [(scope, [row for row in rows if row["scope"] == scope]) for scope in scopes],
+        "axis": {"top": top, "ticks": [step * i for i in range(int(top / step + 1e-9) + 1)]},
+    }
+
+
+class _Glossary:
+    """Gives each term out once: where it first stands. Spellings of one term are divided by " / "."""
+
+    def __init__(self, terms: Sequence[dict[str, str]]) -> None:
+        self._left = list(terms)
+
+    def first_met(self, text: str) -> list[dict[str, str]]:
+        said = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())  # "95 %" may be held together
+        met = [term for term in self._left if any(_stands_in(word, said) for word in term["term"].split(" / "))]
+        self._left = [term for term in self._left if term not in met]
+        return [term | {"term": term["term"].split(" / ")[0]} for term in met]
+
+
+def _stands_in(word: str, text: str) -> bool:
+    return bool(re.search(rf"(?<!\w){re.escape(word)}s?(?!\w)", text, re.IGNORECASE))

@@ -1,74 +1,20 @@
-"""Finished runs as the report needs them: what an experiment asks, what its runs say, with intervals."""
+"""The figures of a report's rows, with intervals, and how two rows differ."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation import runs
 from evaluation.bootstrap import Interval, eer_intervals, ratio_intervals
-from evaluation.runs import RESULT, RunError, RunFiles
+from evaluation.experiments import called
+from evaluation.rows import Row, RunFacts
+from evaluation.runs import RunError
 from evaluation.verification import DetCurve, det_curve, evaluate_scores
-from featstore import FeatureSpec
 
-#: The experiments, and what the reference study published of them (PersonaPlex-Voice-Diarization).
-EXPERIMENTS: dict[str, dict[str, str]] = {
-    "1": {
-        "name": "baseline",
-        "question": "Is there any speaker signal in Mimi's latents?",
-        "published": "EER 35.01 %",
-        "measure": "EER, raw cosine of mean-pooled latents, no training",
-        "command": "trainers fit probe",
-    },
-    "1.5": {
-        "name": "probe",
-        "question": "Is it linearly separable?",
-        "published": "EER 20.48 % (trained on its own test speakers)",
-        "measure": "EER, cosine in the probe's space",
-        "command": "trainers fit probe",
-    },
-    "poc": {
-        "name": "PoC adapter",
-        "question": "Does the adapter idea work at all?",
-        "published": "none",
-        "measure": "DER on two-speaker mixtures",
-        "command": "trainers fit adapter --set experiment=poc",
-    },
-    "2": {
-        "name": "adapter",
-        "question": "Can a small head on frozen Mimi diarize?",
-        "published": "FA+Miss 4.6 %, confusion ≈ 33 %; DER 65.03 % in step 3",
-        "measure": "DER",
-        "command": "trainers fit adapter",
-    },
-    "2.5": {
-        "name": "unfreeze",
-        "question": "Can fine-tuning Mimi's top layers unlock it?",
-        "published": "confusion 33 % → 46 % (worse)",
-        "measure": "DER",
-        "command": "trainers fit unfreeze",
-    },
-    "3": {
-        "name": "fusion",
-        "question": "Mimi for when, TitaNet for who?",
-        "published": "DER 60.93 % (Mimi alone 65.03 %)",
-        "measure": "DER",
-        "command": "trainers fit fusion",
-    },
-    "4": {
-        "name": "cascade",
-        "question": "Mimi for when, TitaNet for who, taken literally?",
-        "published": "none",
-        "measure": "DER of whole recordings, one identity throughout",
-        "command": "trainers fit cascade",
-    },
-}
-_OF_KIND = {"probe": "1.5", "adapter": "2", "unfreeze": "2.5", "fusion": "3", "cascade": "4"}
 #: Columns of scores.parquet that are systems, with the name the report gives them.
 _SYSTEMS = {
     "raw": "raw cosine",
@@ -77,7 +23,6 @@ _SYSTEMS = {
     "lda": "LDA (scikit-learn)",
     "logreg": "logistic regression (scikit-learn)",
 }
-
 
 #: What each rate sums over a recording, before it is divided by the reference speaker time.
 ERRORS = {
@@ -95,137 +40,154 @@ class Plotted:
     scores: dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]] = field(default_factory=dict)
 
 
-@dataclass
-class RunFacts:
-    """A finished run as the report needs it."""
-
-    files: RunFiles
-    result: dict[str, Any]
-    experiment: str
-    figures: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def path(self) -> Path:
-        return self.files.path
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def protocol(self) -> str:
-        return self.files.protocol
-
-    @property
-    def features(self) -> Mapping[str, FeatureSpec]:
-        return self.files.features
-
-    @property
-    def diarizes(self) -> bool:
-        return bool(self.result["kind"] != "probe")
-
-    @property
-    def title(self) -> str:
-        return title_of(self.experiment)
-
-
-def read_run(path: Path) -> RunFacts:
-    """Read a finished run's folder.
+def verification_figures(row: Row | RunFacts, num_resamples: int, rng: np.random.Generator) -> None:
+    """Fill ``row.figures`` by system: EER with its interval by speaker, and its difference to raw cosine, paired.
 
     Raises
     ------
-    RunError : it is none, it has not finished, or its files are damaged.
+    RunError : scores.parquet is missing or damaged, or of other trials than another seed's.
     """
-    files = runs.open(path)
-    result = files.result()
-    if result is None:
-        raise RunError(f"{path}: the run has not finished (no {RESULT}); go on with: trainers fit … --resume")
-    try:
-        return RunFacts(files, result, files.config["config"].get("experiment") or _OF_KIND[result["kind"]])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path}: damaged, or written by another version: {error}") from None
+    of_seeds = row.runs if isinstance(row, Row) else [row]
+    tables = [run.files.scores() for run in of_seeds]
+    found = tables[0]
+    same, left, right = found.same, found.left_speakers, found.right_speakers
+    for run, table in zip(of_seeds, tables, strict=True):
+        if (table.left_speakers, table.right_speakers) != (left, right) or (table.same != same).any():
+            raise RunError(
+                f"{run.files.path}: was scored on other trials than {of_seeds[0].files.path}, of another seed"
+            )
+    bootable = None not in left and None not in right
+    for system, name in _SYSTEMS.items():
+        if not all(system in table.systems for table in tables):
+            continue
+        values = np.stack([table.systems[system] for table in tables])
+        each = [evaluate_scores(v, same).to_json() for v in values]
+        figures = {**_mean(each), "interval": None, "against_raw": None, **_spread([e["eer"] for e in each])}
+        if bootable:
+            raw = None if system == "raw" else np.stack([table.systems["raw"] for table in tables])
+            interval, gap = eer_intervals(values, same, left, right, rng, baseline=raw, num_resamples=num_resamples)
+            figures |= {"interval": interval.to_json(), "against_raw": gap.to_json() if gap else None}
+        row.figures[system] = {"name": f"{name}, {called(tuple(row.files.features))}", **figures}
 
 
-def title_of(experiment: str) -> str:
-    """What a figure or a line of text calls an experiment."""
-    name = EXPERIMENTS[experiment]["name"]
-    return name if experiment == "poc" else f"{experiment} {name}"
+def _mean(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of the figures of several seeds; their words are alike."""
+    if len(each) == 1:
+        return dict(each[0])
+    return {
+        key: _mean([e[key] for e in each])
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, str | int)
+        else sum(e[key] for e in each) / len(each)
+        for key, value in each[0].items()
+    }
 
 
-def verification_figures(run: RunFacts, num_resamples: int, rng: np.random.Generator, plotted: Plotted) -> None:
-    """Fill ``run.figures`` by system: EER with its interval by speaker, and its difference to raw cosine, paired.
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    several = len(values) > 1 and len(known) == len(values)
+    return {"seeds": len(values), "spread": [min(known), max(known)] if several else None}
+
+
+def plot_scores(row: Row, plotted: Plotted) -> None:
+    """Add to `plotted` what is drawn of a probe's row: of several seeds, the first."""
+    found = row.files.scores()
+    drawn = ("probe",) if row.protocol == "reference" else ("raw", "probe", "lda")  # more would hide each other
+    for system in drawn:
+        if system not in row.figures:
+            continue
+        name = row.figures[system]["name"]
+        label = name if system == "raw" else f"{name} ({row.variant or row.protocol})"
+        if label not in plotted.curves:
+            plotted.curves[label] = det_curve(found.systems[system], found.same)
+            if system != "lda":
+                plotted.scores[label] = (found.systems[system], found.same)
+
+
+def diarization_figures(row: Row | RunFacts, num_resamples: int, rng: np.random.Generator) -> None:
+    """Fill ``row.figures``: the corpus's rates, and their intervals by recording where there are two or more.
+
+    ``figures["whole"]`` holds those of whole recordings where a head that answers by window was measured so too.
+    """
+    row.figures = _rates(row.result, num_resamples, rng)
+    of_seeds = row.runs if isinstance(row, Row) else [row]
+    row.figures |= _spread([run.result["test"]["der"] for run in of_seeds])
+    if whole := row.result.get("whole"):
+        row.figures["whole"] = _rates({**whole, "test": whole}, num_resamples, rng)
+        row.figures["whole"] |= _spread([run.result["whole"]["der"] for run in of_seeds])
+
+
+def _rates(result: Mapping[str, Any], num_resamples: int, rng: np.random.Generator) -> dict[str, Any]:
+    figures = {key: value for key, value in result["test"].items() if key != "recordings"}
+    recordings = result.get("recordings", {})
+    for name in ERRORS:
+        if interval := ratio_interval(recordings, name, num_resamples, rng):
+            figures[f"{name}_interval"] = interval.to_json()
+    return {**figures, "num_recordings": len(recordings)}
+
+
+def ratio_interval(
+    recordings: Mapping[str, Mapping[str, Any]], rate: str, num_resamples: int, rng: np.random.Generator
+) -> Interval | None:
+    """Interval of a rate of `ERRORS`, by recording; None of fewer than two recordings, or where these know it not."""
+    each = list(recordings.values())
+    totals = [e["total_s"] for e in each]
+    if len(each) < 2 or sum(totals) <= 0 or not all(part in e for e in each for part in ERRORS[rate]):
+        return None
+    errors = [sum(e[part] for part in ERRORS[rate]) for e in each]
+    return ratio_intervals(errors, totals, rng, num_resamples=num_resamples)[0]
+
+
+def find(
+    rows: Sequence[Row], experiment: str, protocol: str = "sound", features: Sequence[str] | None = None
+) -> Row | None:
+    """The first row of an experiment under a protocol, on all training data; experiment 1 is the probe's row.
 
     Parameters
     ----------
-    plotted : gains what is drawn of this run.
-
-    Raises
-    ------
-    RunError : scores.parquet is missing or damaged.
+    features : in any order; None: whatever they are.
     """
-    found = run.files.scores()
-    same, left, right = found.same, found.left_speakers, found.right_speakers
-    bootable = None not in left and None not in right
-    features = "+".join(run.features)
-    for system, name in _SYSTEMS.items():
-        if system not in found.systems:
-            continue
-        name = name if features == "mimi" else f"{features}: {name}"
-        values = found.systems[system]
-        figures = evaluate_scores(values, same).to_json() | {"interval": None, "against_raw": None}
-        if bootable:
-            raw = None if system == "raw" else found.systems["raw"]
-            interval, gap = eer_intervals(values, same, left, right, rng, baseline=raw, num_resamples=num_resamples)
-            figures |= {"interval": interval.to_json(), "against_raw": gap.to_json() if gap else None}
-        run.figures[system] = {"name": name, **figures}
-        _plot(plotted, run.protocol, system, name, values, same)
-
-
-def _plot(
-    plotted: Plotted, protocol: str, system: str, name: str, values: NDArray[np.float32], same: NDArray[np.bool_]
-) -> None:
-    drawn = ("probe",) if protocol == "reference" else ("raw", "probe", "lda")  # more would hide each other
-    label = name if system == "raw" else f"{name} ({protocol})"
-    if system in drawn and label not in plotted.curves:
-        plotted.curves[label] = det_curve(values, same)
-        if system != "lda":
-            plotted.scores[label] = (values, same)
-
-
-def diarization_figures(run: RunFacts, num_resamples: int, rng: np.random.Generator) -> None:
-    """Fill ``run.figures``: the corpus's rates, and their intervals by recording where there are two or more."""
-    run.figures = dict(run.result["test"])
-    recordings = list(run.result["recordings"].values())
-    totals = [r["total_s"] for r in recordings]
-    for name, parts in ERRORS.items():
-        if len(recordings) > 1 and sum(totals) > 0:
-            errors = [sum(r[p] for p in parts) for r in recordings]
-            run.figures[f"{name}_interval"] = ratio_intervals(errors, totals, rng, num_resamples=num_resamples)[
-                0
-            ].to_json()
-    run.figures["num_recordings"] = len(recordings)
-
-
-def find_run(runs: Sequence[RunFacts], experiment: str, protocol: str) -> RunFacts | None:
-    """The first run of an experiment under a protocol; experiment 1 is the probe's run, scored without it."""
     wanted = "1.5" if experiment == "1" else experiment
-    # The experiments ask about Mimi; a probe on another feature alone is a yardstick beside them.
     return next(
-        (r for r in runs if r.experiment == wanted and r.protocol == protocol and "mimi" in r.features),
+        (
+            row
+            for row in rows
+            if (row.experiment, row.protocol, row.train_fraction) == (wanted, protocol, 1.0)
+            and (features is None or set(features) == set(row.features))
+        ),
         None,
     )
 
 
-def paired_difference(run: RunFacts, baseline: RunFacts, num_resamples: int, seed: int) -> Interval | None:
-    """Interval of the difference of two runs' DER, by recording; None where they have not the same recordings."""
-    names = list(baseline.result["recordings"])
-    if sorted(names) != sorted(run.result["recordings"]) or len(names) < 2:
+def der_difference(
+    recordings: Mapping[str, Mapping[str, Any]] | None,
+    baseline: Mapping[str, Mapping[str, Any]] | None,
+    num_resamples: int,
+    seed: int,
+) -> Interval | None:
+    """Interval of the difference of two DERs, paired by recording; None where they have not the same recordings."""
+    if not recordings or not baseline or len(baseline) < 2 or recordings.keys() != baseline.keys():
         return None
-    errors, others = (
-        [sum(r.result["recordings"][n][p] for p in ERRORS["der"]) for n in names] for r in (run, baseline)
-    )
-    totals = [baseline.result["recordings"][n]["total_s"] for n in names]
+    errors, others = ([sum(side[n][p] for p in ERRORS["der"]) for n in baseline] for side in (recordings, baseline))
+    totals = [of["total_s"] for of in baseline.values()]
     if sum(totals) <= 0:
         return None
     rng = np.random.default_rng(seed)
     return ratio_intervals(errors, totals, rng, baseline=others, num_resamples=num_resamples)[1]
+
+
+def paired_difference(row: Row, baseline: Row, num_resamples: int, seed: int) -> Interval | None:
+    """Interval of a row's DER minus another's, by recording: over whole recordings where both were measured so.
+
+    None where they have not the same recordings.
+    """
+    both = [(r.recordings(True), r.recordings(False)) for r in (row, baseline)]
+    whole = all(pair[0] for pair in both)
+    first, second = (pair[0] if whole else pair[1] or pair[0] for pair in both)
+    return der_difference(first, second, num_resamples, seed)
+
+
+def same_scope(row: Row, baseline: Row) -> bool:
+    """Whether `paired_difference` compares like with like: both by window, or both over whole recordings."""
+    return row.whole_only == baseline.whole_only or bool(row.recordings(True) and baseline.recordings(True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from evaluation.measure import examine, measure_der, measure_eer
 from evaluation.rttm import write_rttm
 from evaluation.turns import Turns
 from evaluation.verification import evaluate_scores
-from featstore import FeatureSpec, Turn, Utterance
+from featstore import FeatureSpec, FrameGrid, Turn, Utterance
+from tests.evaluation.test_report import diarization_run
 
 
 def run(*arguments: object) -> tuple[dict, str]:
@@ -166,7 +168,24 @@ def test_the_interval_of_an_eer_is_by_speaker_and_follows_the_seed(trials: list)
     assert intervals[0]["high"] != intervals[1]["high"]
     assert eer(trials, "--bootstrap", 9)["eer_interval"] == intervals[0]
     assert "eer_interval" not in eer(trials)
-    assert measure_eer(*trials)[1] is None
+    store, feature, path = trials
+    assert measure_eer(store, [feature], path)[feature][1] is None
+
+
+def test_eer_takes_any_number_of_features_and_all_of_the_store_without_one(trials: list) -> None:
+    store, _, path = trials
+    first = eer(trials, "--bootstrap", 9)
+    opened = featstore.open(store)
+    with featstore.writer(store, dataclasses.replace(opened.features["toy"], name="other")) as writer:
+        for id in opened.ids:
+            writer.add(opened.utterance(id), opened.frames("toy", id)[:, ::-1] ** 2)
+    both = run("eer", "--store", store, "--trials", path, "--bootstrap", 9)[0]["features"]
+    assert [each["feature"] for each in both] == ["other", "toy"] and both[1] == first
+    assert both[0]["mean_same"] != both[1]["mean_same"]
+    named = run("eer", "--store", store, "--trials", path, "--feature", "toy", "--feature", "other")[0]["features"]
+    assert [each["feature"] for each in named] == ["toy", "other"]
+    table = CliRunner().invoke(app, ["eer", "--store", str(store), "--trials", str(path)]).stdout
+    assert "toy on trials.txt" in table and "other on trials.txt" in table
 
 
 def test_the_table_of_eer_says_what_it_is_of(trials: list) -> None:
@@ -195,3 +214,26 @@ def test_examine_looks_at_what_it_is_given_and_takes_the_seed(sides: list, tmp_p
     half, _ = examine(ref=tmp_path / "long.rttm", uem=tmp_path / "half.uem")
     left = [next(c.found for c in checks if c.name.startswith("collar ±0.25")) for checks in (first, half)]
     assert [float(found.split()[2]) for found in left] == [pytest.approx(180), pytest.approx(94.5, abs=6)]
+
+
+def test_the_floor_is_looked_for_at_a_stores_own_frames(sides: list, tmp_path: Path) -> None:
+    for name, grid in (("fine", FrameGrid(0.01, 0.02)), ("mimis", featstore.MIMI_GRID)):
+        spec = FeatureSpec(name, 2, "float32", 16000, grid, "toy", "")
+        with featstore.writer(tmp_path / "store", spec) as writer:
+            writer.add(Utterance("a", "a.wav", 0.0, 0.16, "a", "a", "test"), np.ones((2, 2)))
+    checks, _ = examine(ref=sides[2], store=tmp_path / "store")
+    floors = [check.name for check in checks if check.name.startswith("floor at") and "frame centre" in check.name]
+    assert [name.split(":")[0] for name in floors] == [
+        "floor at 12.5 Hz", "floor at 25 Hz", "floor at the frames of fine"
+    ]  # fmt: skip
+
+
+def test_a_folder_of_runs_is_examined_run_by_run(tmp_path: Path) -> None:
+    for seed in range(2):
+        diarization_run(
+            tmp_path / "out" / f"seed{seed}", "adapter", features=("lyra", "resemblyzer", "third"), seed=seed
+        )
+    checks, _ = examine([tmp_path / "out"])
+    taken = [check for check in checks if "DER, taken again" in check.name]
+    assert [check.level for check in taken] == ["ok", "ok"]
+    assert sum("weights" in check.name for check in checks) == 6

@@ -18,17 +18,19 @@ from cli.evaluation import app
 from evaluation.bootstrap import ratio_intervals
 from evaluation.diarization import DiarizationErrors, score
 from evaluation.report import report
-from evaluation.results import paired_difference, read_run
+from evaluation.results import paired_difference
+from evaluation.rows import read_run, rows_of
 from evaluation.rttm import write_rttm, write_uem
 from evaluation.turns import Turns
 from evaluation.verification import evaluate_scores
+from evaluation.words import span
 from featstore import Turn
 from tests.featstore.store.test_store import spec
 
 DEMO = {"weights": "demo"}
 
 
-def config(path: Path, kind: str, protocol: str, features: tuple[str, ...], **more: str) -> None:
+def config(path: Path, kind: str, protocol: str, features: tuple[str, ...], **more: str | int | float) -> None:
     path.mkdir(parents=True)
     specs = {name: spec(name, 8, **DEMO) for name in features}
     data = {
@@ -63,16 +65,24 @@ def probe_run(path: Path, protocol: str = "sound", gain: float = 2.0, feature: s
     return {name: evaluate_scores(values, same).eer for name, values in scores.items()}
 
 
-def diarization_run(path: Path, kind: str, protocol: str = "sound", swap: bool = False, **more: str) -> float:
-    """Two recordings of 10 s; the answer is late by 0.5 s and, with `swap`, its channels are in the other order."""
+def diarization_run(
+    path: Path,
+    kind: str,
+    protocol: str = "sound",
+    swap: bool = False,
+    features: tuple[str, ...] = (),
+    late_s: float = 0.5,
+    **more: str | int | float,
+) -> float:
+    """Two recordings of 10 s; the answer is late by 0.5 s (or `late_s`) and, with `swap`, its channels are in the other order."""
     reference, hypothesis, uem = {}, {}, {}
     for name in ("m1@0.00", "m2@0.00"):
         reference[name] = Turns.of([Turn(0, 4, "ann"), Turn(4, 10, "bob")])
         first, second = ("1", "0") if swap else ("0", "1")
-        hypothesis[name] = Turns.of([Turn(0.5, 4.5, first), Turn(4.5, 10, second)])
+        hypothesis[name] = Turns.of([Turn(late_s, 4 + late_s, first), Turn(4 + late_s, 10, second)])
         uem[name] = np.array([[0.0, 10.0]])
     result = score(reference, hypothesis, uem=uem, hypothesis_order=("0", "1"))
-    config(path, kind, protocol, ("mimi", "titanet") if kind == "fusion" else ("mimi",), **more)
+    config(path, kind, protocol, features or (("mimi", "titanet") if kind == "fusion" else ("mimi",)), **more)
     write_rttm(path / "ref.rttm", reference)
     write_rttm(path / "hyp.rttm", hypothesis)
     write_uem(path / "windows.uem", uem)
@@ -160,24 +170,24 @@ def test_intervals_hold_the_figure(runs: list[Path], tmp_path: Path) -> None:
 
 def test_equal_systems_are_not_called_better(runs: list[Path], tmp_path: Path) -> None:
     facts = report(runs, tmp_path / "out", num_resamples=50)
-    (sentence,) = [f for f in facts["findings"] if "TitaNet" in f]
-    assert "not clearly better or worse" in sentence
-    assert any("85.0 points are its scoring with fixed channels" in f for f in facts["findings"])
-
-
-def test_a_probe_on_another_feature_is_a_yardstick_not_the_experiment(runs: list[Path], tmp_path: Path) -> None:
-    probe_run(tmp_path / "a-probe", feature="titanet", gain=9.0)
-    alone = report(runs, tmp_path / "out", num_resamples=20)
-    facts = report([tmp_path / "a-probe", *runs], tmp_path / "out", num_resamples=20)
-    assert facts["experiments"] == alone["experiments"]
-    assert "titanet: linear probe" in (tmp_path / "out" / "report.html").read_text()
+    texts = [finding["text"] for finding in facts["findings"]]
+    (sentence,) = [text for text in texts if "DER against" in text]
+    assert sentence == (
+        "The fusion of Mimi and TitaNet, DER against the adapter on Mimi +0.0 points [0.0 … 0.0]: not clearly different."
+    )
+    assert any(
+        text.endswith("95.0 % (one speaker throughout, mapped: 40.0 %), 85.0 points are that way of scoring.")
+        for text in texts
+    )
 
 
 def test_runs_of_unequal_training_are_not_compared(runs: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "runs" / "fusion" / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"steps": 3}))
-    (sentence,) = [f for f in report(runs, tmp_path / "out", num_resamples=20)["findings"] if "TitaNet" in f]
-    assert sentence == "Adding TitaNet cannot be judged from these runs: 3 training steps against the adapter's 10."
+    facts = report(runs, tmp_path / "out", num_resamples=20)
+    (sentence,) = [f["text"] for f in facts["findings"] if "DER against" in f["text"]]
+    assert sentence.endswith("against the adapter on Mimi cannot be judged: 3 training steps against 10.")
+    assert facts["answer"]["verdict"] == "unclear" and "not judged: 3 training steps" in facts["answer"]["text"]
 
 
 def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
@@ -186,7 +196,7 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has not finished"):
         report([tmp_path / "run"], tmp_path / "out")
     with pytest.raises(ValueError, match="not a run"):
-        report([tmp_path], tmp_path / "out")
+        report([tmp_path / "run" / "nothing"], tmp_path / "out")
     with pytest.raises(ValueError, match="no run given"):
         report([], tmp_path / "out")
     probe_run(tmp_path / "run2")
@@ -226,12 +236,13 @@ def test_the_command_resamples_as_often_and_from_the_seed_it_is_given(runs: list
     assert [(line["what"], line["value"]) for line in row["lines"]] == [
         ("DER", test["der"]), ("FA+Miss", test["detection"]), ("confusion", test["confusion"]), ("JER", test["jer"])
     ]  # fmt: skip
-    assert row["on"] == "2 recordings, 0.3 min; threshold 0.5, median 5, tuned on dev"
+    assert row["on"] == "2 recordings, 0.3 min, by window; threshold 0.5, median 5, tuned on dev"
     runs_of = {run["name"]: run for run in facts["runs"]}
     assert runs_of["probe"]["figures"]["probe"]["interval"]["num_resamples"] == 7
-    found = [read_run(path) for path in (fusion, adapter)]
+    found = rows_of([read_run(path) for path in (fusion, adapter)])
     gap = paired_difference(*found, 7, 3)
-    assert any(f"{100 * gap.low:.1f} … {100 * gap.high:.1f}" in told for told in facts["findings"] if "TitaNet" in told)
+    (told,) = [finding["text"] for finding in facts["findings"] if "DER against" in finding["text"]]
+    assert f"[{span(gap.to_json())}]" in told
     assert paired_difference(*found, 7, 0) != gap
 
 

@@ -14,28 +14,38 @@ from evaluation.diarization import DiarizationErrors
 from evaluation.findings import findings
 from evaluation.results import (
     Plotted,
-    RunFacts,
     diarization_figures,
-    find_run,
+    find,
     paired_difference,
+    plot_scores,
     verification_figures,
 )
+from evaluation.rows import Row, RunFacts
 from evaluation.verification import evaluate_scores
 
 
-def facts(experiment: str, protocol: str = "sound", features: tuple[str, ...] = ("mimi",), **result: Any) -> RunFacts:
+def facts(experiment: str, protocol: str = "sound", features: tuple[str, ...] = ("mimi",), **result: Any) -> Row:
     files = SimpleNamespace(path=Path(f"{experiment}-{protocol}"), protocol=protocol, features=dict.fromkeys(features))
-    return RunFacts(files, {"kind": "adapter", "steps": 10, **result}, experiment)
+    files.config = {"config": {}, "store": "store"}
+    result = {"kind": "adapter", "steps": 10, **result}
+    return Row([RunFacts(files, result, experiment)], result)
 
 
-def diarizer(errors: dict[str, tuple[float, ...]], experiment: str = "2", protocol: str = "sound") -> RunFacts:
+def diarizer(
+    errors: dict[str, tuple[float, ...]],
+    experiment: str = "2",
+    protocol: str = "sound",
+    features: tuple[str, ...] = ("mimi",),
+) -> Row:
     """`errors` by recording: missed, false alarm, confusion, confusion in fixed channels; out of 100 s, 50 s, 50 s, …"""
     each = {
         name: DiarizationErrors(100.0 if name == "a" else 50.0, *seconds, scored_s=120.0)
         for name, seconds in errors.items()
     }
     corpus = sum(each.values(), DiarizationErrors()).to_json()
-    return facts(experiment, protocol, test=corpus, recordings={name: e.to_json() for name, e in each.items()})
+    return facts(
+        experiment, protocol, features, test=corpus, recordings={name: e.to_json() for name, e in each.items()}
+    )
 
 
 BASELINE = {"a": (1.0, 2.0, 4.0, 40.0), "b": (3.0, 5.0, 7.0, 20.0), "c": (2.0, 3.0, 1.0, 9.0)}
@@ -85,7 +95,7 @@ def scores(**systems: np.ndarray) -> SimpleNamespace:
     )
 
 
-def probe(gains: dict[str, float], protocol: str = "sound", features: tuple[str, ...] = ("mimi",)) -> RunFacts:
+def probe(gains: dict[str, float], protocol: str = "sound", features: tuple[str, ...] = ("mimi",)) -> Row:
     """A run whose systems tell same from different speakers by `gains` standard deviations."""
     run, found = facts("1.5", protocol, features, kind="probe"), scores()
     noise = np.random.default_rng(0).normal(size=len(found.same))
@@ -97,7 +107,8 @@ def probe(gains: dict[str, float], protocol: str = "sound", features: tuple[str,
 def test_a_system_stands_against_raw_cosine_on_the_same_trials() -> None:
     run = probe({"raw": 1.0, "probe": 3.0, "unheard of": 9.0})
     plotted, found = Plotted(), run.files.scores()
-    verification_figures(run, 20, np.random.default_rng(1), plotted)
+    verification_figures(run, 20, np.random.default_rng(1))
+    plot_scores(run, plotted)
     assert list(run.figures) == ["raw", "probe"]
     rng, sides = np.random.default_rng(1), (found.same, found.left_speakers, found.right_speakers)
     raw, none = eer_intervals(found.systems["raw"], *sides, rng, num_resamples=20)
@@ -107,7 +118,7 @@ def test_a_system_stands_against_raw_cosine_on_the_same_trials() -> None:
     assert (run.figures["probe"]["interval"], run.figures["probe"]["against_raw"]) == (trained.to_json(), gap.to_json())
     eers = [evaluate_scores(found.systems[name], found.same).eer for name in ("raw", "probe")]
     assert gap.estimate == pytest.approx(eers[1] - eers[0]) and gap.estimate < -0.1
-    assert list(plotted.curves) == ["raw cosine", "linear probe (sound)"]
+    assert list(plotted.curves) == ["raw cosine, Mimi", "linear probe, Mimi (sound)"]
     assert [curve.eer[0] for curve in plotted.curves.values()] == pytest.approx(eers)
     for name, (values, same) in zip(("raw", "probe"), plotted.scores.values(), strict=True):
         assert values is found.systems[name] and same is found.same
@@ -116,60 +127,79 @@ def test_a_system_stands_against_raw_cosine_on_the_same_trials() -> None:
 def test_without_every_speaker_there_is_no_interval() -> None:
     run = probe({"raw": 1.0})
     run.files.scores().right_speakers[-1] = None
-    verification_figures(run, 20, np.random.default_rng(1), Plotted())
+    verification_figures(run, 20, np.random.default_rng(1))
     assert run.figures["raw"]["interval"] is None and 0.2 < run.figures["raw"]["eer"] < 0.5
 
 
-def test_the_experiment_is_found_by_protocol_and_needs_mimi() -> None:
-    runs = [
+def test_a_row_is_found_by_experiment_protocol_and_encoders() -> None:
+    rows = [
         facts("1.5", "sound", ("titanet",)),
         facts("1.5", "reference"),
         facts("1.5", "sound"),
         facts("3", "sound", ("mimi", "titanet")),
         facts("3", "sound", ("mimi",)),
     ]
-    assert find_run(runs, "1", "sound") is find_run(runs, "1.5", "sound") is runs[2]
-    assert find_run(runs, "1.5", "reference") is runs[1]
-    assert find_run(runs, "3", "sound") is runs[3]
-    assert find_run(runs, "3", "reference") is find_run(runs, "2", "sound") is None
+    assert find(rows, "1") is find(rows, "1.5") is rows[0]
+    assert find(rows, "1", features=("mimi",)) is rows[2]
+    assert find(rows, "1.5", "reference") is rows[1]
+    assert find(rows, "3", features=("titanet", "mimi")) is rows[3]
+    assert find(rows, "3", "reference") is find(rows, "2") is find(rows, "3", features=("titanet",)) is None
+
+
+BOTH = ("mimi", "titanet")
 
 
 def test_the_sentences_say_which_way_a_difference_goes() -> None:
     """The fusion errs 10 points less and the unfrozen Mimi 5 points more, in every recording alike."""
     adapter = diarizer({"a": (0.0, 20.0, 0.0, 0.0), "b": (0.0, 10.0, 0.0, 0.0)})
-    fusion = diarizer({"b": (0.0, 5.0, 0.0, 0.0), "a": (10.0, 0.0, 0.0, 0.0)}, "3")
+    fusion = diarizer({"b": (0.0, 5.0, 0.0, 0.0), "a": (10.0, 0.0, 0.0, 0.0)}, "3", features=BOTH)
     unfrozen = diarizer({"a": (0.0, 0.0, 25.0, 0.0), "b": (0.0, 0.0, 12.5, 0.0)}, "2.5")
     reference = diarizer({"a": (0.0, 20.0, 0.0, 30.0), "b": (0.0, 10.0, 0.0, 15.0)}, protocol="reference")
     for run in (adapter, fusion, unfrozen, reference):
         diarization_figures(run, 20, np.random.default_rng(0))
+    trivial = {"a": {"total_s": 100.0, **SILENT, "missed_s": 60.0}, "b": {"total_s": 50.0, **SILENT, "missed_s": 30.0}}
+    adapter.trivial[("one speaker throughout", False)] = trivial
     sound, own = probe({"raw": 0.5, "probe": 4.0}), probe({"raw": 0.5, "probe": 6.0}, "reference")
     for run in (sound, own):
-        verification_figures(run, 20, np.random.default_rng(0), Plotted())
+        verification_figures(run, 20, np.random.default_rng(0))
     told = findings([own, fusion, reference, unfrozen, sound, adapter], 20, 0)
-    assert told[3:] == [
-        "Unfreezing Mimi's top layers is 5.0 points (95 % interval of the difference 5.0 … 5.0) worse than the adapter "
-        "alone (DER).",
-        "Adding TitaNet is 10.0 points (95 % interval of the difference -10.0 … -10.0) better than the adapter alone (DER).",
-        "Of the 50.0 % that the reference protocol reports for experiment 2, 30.0 points are its scoring with fixed "
-        "channels.",
+    assert [(f["experiment"], f["measure"]) for f in told] == [
+        ("1", "EER"), ("1.5", "EER"), ("1.5", "EER"), ("2", "DER"), ("2", "DER"), ("2.5", "DER"), ("2.5", "DER"),
+        ("3", "DER"), ("3", "DER"),
+    ]  # fmt: skip
+    texts = [f["text"] for f in told]
+    assert texts[3:] == [
+        "The adapter on Mimi, reference protocol: of its DER with fixed channels, 50.0 %, 30.0 points are that way of "
+        "scoring.",
+        "The adapter on Mimi: DER 20.0 % [20.0 … 20.0] (one speaker throughout: 60.0 %), −40.0 points [−40.0 … −40.0] "
+        "against that: better.",
+        "The adapter on Mimi, top layers unfrozen: DER 25.0 % [25.0 … 25.0].",
+        "The adapter on Mimi, top layers unfrozen, DER against the adapter on Mimi +5.0 points [5.0 … 5.0]: worse.",
+        "The fusion of Mimi and TitaNet: DER 10.0 % [10.0 … 10.0].",
+        "The fusion of Mimi and TitaNet, DER against the adapter on Mimi −10.0 points [−10.0 … −10.0]: better.",
     ]
     raw, trained, learnt = (
         100 * run.figures[name]["eer"] for run, name in ((sound, "raw"), (sound, "probe"), (own, "probe"))
     )
-    assert told[0].startswith(f"Untrained cosine on mean-pooled latents errs at {raw:.1f} % [")
-    assert told[1].startswith(f"A linear probe, trained on other speakers, errs at {trained:.1f} % [")
+    of_probe = {text.split(",")[0]: text for text in texts[:3]}
+    assert f"EER {raw:.1f} % [" in texts[0] and "(random cosine: 50 %)" in texts[0]
+    honest, in_sample = of_probe["A linear probe on Mimi"], of_probe["The same probe on Mimi"]
     gap = sound.figures["probe"]["against_raw"]
-    assert gap["high"] < 0 and f"{raw - trained:.1f} points (95 % interval" in told[1]
-    assert told[1].endswith(f"{100 * gap['low']:.1f} … {100 * gap['high']:.1f}) better than raw cosine.")
-    assert told[2].endswith(f"errs at {learnt:.1f} % instead of {trained:.1f} %.")
+    assert gap["high"] < 0 and f"EER {trained:.1f} % [" in honest and "(random cosine: 50 %)" in honest
+    ends = f"[−{-100 * gap['low']:.1f} … −{-100 * gap['high']:.1f}]"
+    assert honest.endswith(f", −{raw - trained:.1f} points {ends} against raw cosine: better.")
+    assert f"EER {learnt:.1f} % instead of {trained:.1f} %" in in_sample
+
+
+SILENT = {"missed_s": 0.0, "false_alarm_s": 0.0, "confusion_s": 0.0}
 
 
 @pytest.mark.parametrize(("steps", "against", "fair"), [(5, 10, True), (20, 10, True), (4, 10, False), (21, 10, False)])
 def test_runs_are_compared_up_to_twice_the_training(steps: int, against: int, fair: bool) -> None:
-    adapter, fusion = diarizer(BASELINE), diarizer(BASELINE, "3")
+    adapter, fusion = diarizer(BASELINE), diarizer(BASELINE, "3", features=BOTH)
     adapter.result["steps"], fusion.result["steps"] = against, steps
     for run in (adapter, fusion):
         diarization_figures(run, 20, np.random.default_rng(0))
-    (told,) = findings([adapter, fusion], 20, 0)
-    unfair = f"Adding TitaNet cannot be judged from these runs: {steps} training steps against the adapter's {against}."
-    assert (told != unfair) is fair
+    (told,) = [f["text"] for f in findings([adapter, fusion], 20, 0) if "against" in f["text"]]
+    unfair = f"cannot be judged: {steps} training steps against {against}."
+    assert told.endswith(unfair) is not fair

@@ -74,6 +74,7 @@ def fit_cascade(run: Run, store: Store, *, progress: Progress | None = None) -> 
         "parameters": count_parameters(cascade.head),
         "trainable_parameters": count_parameters(cascade.head),
         "counts": cascade.head.classes,
+        "train_s": sum(s.num_frames for s in sessions.train) * sessions.grid.step_s,
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         **costs,

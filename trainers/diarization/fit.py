@@ -141,6 +141,7 @@ def _finish(run: Run[DiarizationConfig], store: Store, sessions: Sessions, train
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "ranks": training.ranks.count,
+        "train_s": sum(s.num_frames for s in sessions.train) * sessions.grid.step_s,
         "epochs": len(state.history),
         "steps": state.step,
         "step_seconds": state.busy_s / state.timed_steps if state.timed_steps else None,

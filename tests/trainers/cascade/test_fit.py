@@ -252,5 +252,5 @@ def test_the_report_has_its_row_and_its_timelines(tmp_path):
     assert "whole, one identity throughout" in row["sound"]["on"]
     assert facts["failed_checks"] == []
     page = (tmp_path / "page" / "report.html").read_text()
-    assert "4 cascade: test/2" in page
+    assert "4 cascade: Mimi says when, TitaNet who: test/2" in page
     assert json.loads((tmp_path / "page" / "report.json").read_text()) == facts

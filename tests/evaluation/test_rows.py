@@ -1,0 +1,303 @@
+"""Which runs are one row, what a row's figures are, what its trivial rivals score, and what the runs answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from evaluation import baselines
+from evaluation.answer import answer, pairs, part_of
+from evaluation.chart import chart
+from evaluation.facts import gather
+from evaluation.report import report
+from evaluation.results import diarization_figures
+from evaluation.rows import Row, expand, read_run, rows_of
+from evaluation.runs import Diarization, RunError
+from evaluation.turns import Turns
+from evaluation.words import more_needed, points, span, verdict
+from featstore import Turn
+from tests.evaluation.test_report import diarization_run, probe_run
+from tests.evaluation.test_results import diarizer
+
+SEEDS = (0.2, 0.5, 1.1)  # how late the answers of three seeds are: DER 4, 10 and 22 %
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> Path:
+    """What several seeds of one command leave behind."""
+    for seed, late_s in enumerate(SEEDS):
+        diarization_run(tmp_path / "out" / f"seed{seed}", "adapter", late_s=late_s, seed=seed, lr=1e-3)
+    return tmp_path / "out"
+
+
+def read(*paths: Path) -> list[Row]:
+    return rows_of([read_run(path) for path in expand(paths)])
+
+
+def edit(run: Path, **changes: Any) -> None:
+    """Other settings in a run's config.json."""
+    config = json.loads((run / "config.json").read_text())
+    config["config"] |= changes
+    (run / "config.json").write_text(json.dumps(config))
+
+
+def test_seeds_are_one_row_of_their_mean_and_spread(seeds: Path, tmp_path: Path) -> None:
+    facts, (row,), _ = gather([seeds], 20, 0)
+    assert [run.seed for run in row.runs] == [0, 1, 2]
+    assert row.figures["der"] == pytest.approx((0.04 + 0.10 + 0.22) / 3)
+    assert row.figures["spread"] == pytest.approx([0.04, 0.22])
+    interval = row.figures["der_interval"]
+    assert interval["estimate"] == pytest.approx(row.figures["der"]) and interval["num_units"] == 2
+    (bar,) = [bar for bar in facts["chart"] if not bar["published"]]
+    assert (bar["seeds"], bar["label"], bar["runs"]) == (3, "adapter on Mimi", ["out/seed0", "out/seed1", "out/seed2"])
+    assert bar["der"] == pytest.approx(0.12) and bar["spread"] == pytest.approx([0.04, 0.22])
+    (line,) = [line for line in facts["experiments"] if line["id"] == "2"]
+    assert line["sound"]["seeds"] == 3 and line["sound"]["lines"][0]["spread"] == pytest.approx([0.04, 0.22])
+    texts = [finding["text"] for finding in facts["findings"]]
+    assert any("mean of 3 seeds (4.0–22.0 %)" in text for text in texts)
+    assert [(run["seed"], run["figures"]["der"]) for run in facts["runs"]] == [
+        (0, pytest.approx(0.04)), (1, pytest.approx(0.10)), (2, pytest.approx(0.22))
+    ]  # fmt: skip
+
+
+def test_another_setting_is_another_row_that_says_so(seeds: Path) -> None:
+    edit(seeds / "seed2", lr=5e-4)
+    first, second = read(seeds)
+    assert len(first.runs) == 2
+    assert (first.label, second.label) == ("adapter on Mimi (lr=0.001)", "adapter on Mimi (lr=0.0005)")
+
+
+def test_a_second_run_of_one_seed_is_not_another_seed(seeds: Path, tmp_path: Path) -> None:
+    shutil.copytree(seeds / "seed1", tmp_path / "again")
+    rows = read(seeds, tmp_path / "again")
+    assert [len(row.runs) for row in rows] == [3, 1] and rows[0].label != rows[1].label
+
+
+@pytest.mark.parametrize("change", [{"device": "cuda"}, {"resident": "no"}])
+def test_what_decides_nothing_does_not_part_seeds(seeds: Path, change: dict[str, str]) -> None:
+    edit(seeds / "seed2", **change)
+    assert [len(row.runs) for row in read(seeds)] == [3]
+
+
+def test_seeds_of_a_probe_are_one_row(tmp_path: Path) -> None:
+    for seed, gain in enumerate((1.0, 3.0)):
+        probe_run(tmp_path / "out" / f"seed{seed}", gain=gain)
+        edit(tmp_path / "out" / f"seed{seed}", seed=seed)
+    facts, (row,), _ = gather([tmp_path / "out"], 50, 0)
+    each = [run.figures["probe"]["eer"] for run in row.runs]
+    trained = row.figures["probe"]
+    assert each[0] > each[1] and trained["eer"] == pytest.approx(sum(each) / 2)
+    assert trained["spread"] == pytest.approx(sorted(each))
+    assert trained["interval"]["low"] <= trained["eer"] <= trained["interval"]["high"]
+    assert trained["against_raw"]["estimate"] == pytest.approx(trained["eer"] - row.figures["raw"]["eer"])
+    assert len(facts["runs"]) == 2
+
+
+def test_a_folder_of_runs_means_them_and_each_counts_once(seeds: Path, tmp_path: Path) -> None:
+    assert expand([seeds, seeds / "seed0", tmp_path / "out"]) == [seeds / f"seed{k}" for k in range(3)]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=r"empty: not a run"):
+        expand([tmp_path / "empty"])
+
+
+def test_shares_of_the_training_data_are_a_curve_not_rows(seeds: Path, tmp_path: Path) -> None:
+    edit(seeds / "seed1", seed=0, train_fraction=0.5)
+    edit(seeds / "seed2", seed=0, train_fraction=0.25)
+    facts = report([seeds], tmp_path / "page", num_resamples=20)
+    (curve,) = facts["learning"]
+    assert curve["label"] == "adapter on Mimi"
+    assert [(p["train_fraction"], p["der"]) for p in curve["points"]] == [
+        (0.25, pytest.approx(0.22)), (0.5, pytest.approx(0.10)), (1.0, pytest.approx(0.04))
+    ]  # fmt: skip
+    assert len([bar for bar in facts["chart"] if not bar["published"]]) == 1
+    (line,) = [line for line in facts["experiments"] if line["id"] == "2"]
+    assert line["sound"]["lines"][0]["value"] == pytest.approx(0.04)
+
+
+def test_a_share_belongs_to_the_curve_of_its_settings(seeds: Path) -> None:
+    edit(seeds / "seed1", seed=0, lr=5e-4)
+    edit(seeds / "seed2", seed=0, lr=5e-4, train_fraction=0.5)
+    assert [(row.variant, row.train_fraction) for row in read(seeds)] == [
+        ("lr=0.001", 1.0), ("lr=0.0005", 1.0), ("lr=0.0005", 0.5)
+    ]  # fmt: skip
+
+
+def test_whole_recordings_stand_beside_windows(tmp_path: Path) -> None:
+    """4 s of each recording of 10 s are given to another voice than in the other window."""
+    diarization_run(tmp_path / "run", "adapter")
+    path = tmp_path / "run" / "result.json"
+    result = json.loads(path.read_text())
+    worse = {
+        n: r | {"confusion_s": r["confusion_s"] + 4, "confusion": r["confusion"] + 0.4}
+        for n, r in result["recordings"].items()
+    }
+    total = result["test"]
+    whole = {
+        **total,
+        "confusion_s": total["confusion_s"] + 8,
+        "confusion": total["confusion"] + 0.4,
+        "der": total["der"] + 0.4,
+    }
+    path.write_text(json.dumps(result | {"whole": {**whole, "recordings": worse}}))
+    facts, _, _ = gather([tmp_path / "run"], 20, 0)
+    (split,) = facts["whole"]
+    assert (split["per_window"], split["whole"]) == pytest.approx((0.1, 0.5))
+    assert (split["difference"], split["identity"], split["rest"]) == pytest.approx((0.4, 0.4, 0.0), abs=1e-9)
+    assert [bar["scope"] for bar in facts["chart"] if not bar["published"]] == ["per window", "whole recording"]
+    (line,) = [line for line in facts["experiments"] if line["id"] == "2"]
+    assert line["sound"]["lines"][-1]["what"] == "DER, whole recordings"
+    assert any("+40.0 points are identity" in f["text"] for f in facts["findings"])
+
+
+# ---- trivial rivals
+
+
+def test_trivial_systems_by_hand() -> None:
+    """Of 10 s, ann speaks 6, bob 3, one of them under ann; two are silent."""
+    turns = Turns.of([Turn(0, 6, "ann"), Turn(5, 8, "bob")])
+    answered = Diarization({"m": turns}, {}, {"m": np.array([[0.0, 10.0]])})
+    always, speech = baselines.one_speaker(answered), baselines.true_speech(answered)
+    # ann is mapped: bob's 2 s alone are confused, 1 s in overlap is missed; then 2 s of silence are false alarms
+    assert {k: always["m"][k] for k in ("missed_s", "confusion_s", "false_alarm_s")} == pytest.approx(
+        {"missed_s": 1, "confusion_s": 2, "false_alarm_s": 2}
+    )
+    assert baselines.der(always) == pytest.approx(5 / 9) and baselines.der(speech) == pytest.approx(3 / 9)
+
+
+def test_windows_are_easier_than_the_recording_that_they_make_up() -> None:
+    windows = Diarization(
+        {"m@0.00": Turns.of([Turn(0, 5, "ann")]), "m@5.00": Turns.of([Turn(5, 10, "bob")])},
+        {},
+        {"m@0.00": np.array([[0.0, 5.0]]), "m@5.00": np.array([[5.0, 10.0]])},
+    )
+    assert baselines.der(baselines.one_speaker(windows)) == 0
+    assert baselines.der(baselines.one_speaker(baselines.whole(windows))) == pytest.approx(0.5)
+    assert list(baselines.one_speaker(windows)) == ["m"]
+
+
+# ---- words
+
+
+def gap(estimate: float, low: float, high: float) -> dict[str, float]:
+    return {"estimate": estimate, "low": low, "high": high, "num_units": 10}
+
+
+def test_negative_is_better_everywhere() -> None:
+    assert points(gap(-0.032, -0.05, -0.014)) == "−3.2 points [−5.0 … −1.4]"
+    assert verdict(gap(-0.032, -0.05, -0.014), "recordings") == "better"
+    assert verdict(gap(0.032, 0.014, 0.05), "recordings") == "worse"
+    # twice as far to 0 as to the end of the interval: four times the recordings
+    unclear = gap(-0.02, -0.06, 0.02)
+    assert verdict(unclear, "recordings") == "not clearly different (about 40 recordings instead of 10 would tell)"
+    assert more_needed(gap(0.0, -0.1, 0.1), "speakers") == "" and more_needed(gap(1e-4, -0.1, 0.1), "speakers") == ""
+    assert span(gap(0, -0.0001, 0.5)) == "0.0 … 50.0"
+
+
+# ---- the answer
+
+
+def heads(*, alone: float, both: float, other: float | None = None, count: int = 24, jitter: float = 0.0) -> list[Row]:
+    """An adapter on lyra, a fusion with resemblyzer and perhaps one on that alone, by their DER; each recording alike.
+
+    With `jitter`, every second recording is so much harder for the adapter and easier for the fusion, the others reverse.
+    """
+    rows: list[Row] = []
+    for der, experiment, features in (
+        (alone, "2", ("lyra",)), (both, "3", ("lyra", "resemblyzer")), (other, "2", ("resemblyzer",))
+    ):  # fmt: skip
+        if der is None:
+            continue
+        noise = [jitter * (-1) ** (i + len(rows)) for i in range(count)]
+        row = diarizer(
+            {f"r{i}": (50 * (der + noise[i]), 0.0, 0.0, 0.0) for i in range(count)}, experiment, features=features
+        )
+        row.files.warnings = []
+        diarization_figures(row, 200, np.random.default_rng(0))
+        row.trivial[(baselines.ONE_SPEAKER, False)] = {
+            name: {**r, "missed_s": 30.0} for name, r in row.result["recordings"].items()
+        }
+        rows.append(row)
+    return rows
+
+
+def test_the_answer_says_what_the_intervals_allow() -> None:
+    partly = answer(heads(alone=0.4, both=0.3, other=0.35), 200, 0)
+    assert partly["verdict"] == "partly"
+    assert partly["text"].startswith(
+        "lyra alone tells part of it; it needs resemblyzer beside it. The adapter on lyra alone is at DER 40.0 % "
+        "[40.0 … 40.0] (one speaker throughout: 60.0 %); the fusion of lyra and resemblyzer 30.0 % [30.0 … 30.0], "
+        "−10.0 points [−10.0 … −10.0]."
+    )
+    assert "lyra in turn helps resemblyzer: the fusion against the adapter on resemblyzer −5.0 points" in partly["text"]
+    assert partly["basis"] == "From 24 recordings (48 min of audio)."
+    assert answer(heads(alone=0.6, both=0.3), 200, 0)["verdict"] == "no"
+    assert answer(heads(alone=0.3, both=0.4), 200, 0)["verdict"] == "yes"
+    neither = answer(heads(alone=0.9, both=0.7), 200, 0)
+    assert neither["verdict"] == "unclear" and neither["lead"].startswith(
+        "Neither lyra alone nor resemblyzer beside it"
+    )
+    unclear = answer(heads(alone=0.31, both=0.30, jitter=0.03, count=8), 200, 0)
+    assert unclear["verdict"] == "unclear" and "do not say" in unclear["lead"]
+    assert "recordings instead of 8 would tell" in unclear["detail"]
+    assert "fewer than 20" in unclear["basis"]
+
+
+def test_without_the_runs_it_takes_there_is_no_answer() -> None:
+    alone, both = heads(alone=0.4, both=0.3)
+    assert answer([both], 20, 0)["verdict"] == "unknown" and "no head on lyra alone" in answer([both], 20, 0)["text"]
+    assert answer([], 20, 0)["verdict"] == answer([alone], 20, 0)["verdict"] == "unknown"
+
+
+def test_demo_weights_are_said() -> None:
+    rows = heads(alone=0.4, both=0.3)
+    rows[0].files.warnings = ["lyra: small demo weights"]
+    told = answer(rows, 20, 0)
+    assert told["demo"] and "says nothing about the published models" in told["text"]
+    assert [bar["weights"] for bar in chart(rows)] == ["demo", "", "", ""]
+
+
+def test_who_is_the_codec_is_known_of_two_and_said_by_runs_of_others() -> None:
+    def row(experiment: str, *features: str, **parts: list[str]) -> Row:
+        made = diarizer({"a": (0.0, 0.0, 0.0, 0.0)}, experiment, features=features)
+        made.result |= parts
+        return made
+
+    assert pairs([row("2", "mimi")]) == [(("mimi",), ("titanet",))]
+    assert pairs([row("2", "lyra"), row("2", "resemblyzer")]) == []
+    assert pairs([row("3", "lyra", "resemblyzer")]) == [(("lyra",), ("resemblyzer",))]
+    assert pairs([row("3", "resemblyzer", "mimi")]) == [(("mimi",), ("resemblyzer",))]
+    cascade = row("4", "a", "b", when=["b"], who=["a"], ceilings={})
+    assert pairs([row("3", "a", "b"), cascade]) == [(("b",), ("a",))]
+    assert pairs([row("4", "a", when=["a"], who=["a"], ceilings={})]) == []
+    of = pairs([cascade])
+    assert [part_of((name,), of) for name in "abc"] == ["speaker encoder alone", "codec alone", "one encoder alone"]
+
+
+# ---- flaws
+
+
+def test_one_scale_is_told_of_runs_that_have_it(tmp_path: Path) -> None:
+    """Of a fusion that takes its features as they are, as runs of version 0.1 do, nothing of the kind is said."""
+    diarization_run(tmp_path / "fusion", "fusion")
+    diarization_run(tmp_path / "reference", "fusion", "reference", swap=True)
+
+    def ours(number: int) -> str | None:
+        facts, _, _ = gather([tmp_path / "fusion", tmp_path / "reference"], 20, 0)
+        assert [flaw["number"] for flaw in facts["flaws"]] == list(range(1, 13))
+        return facts["flaws"][number - 1]["ours"]
+
+    assert ours(11) is None and ours(12) is None
+    save_file({"scale.size": np.repeat(np.float32([4.5, 0.05]), 8)}, tmp_path / "fusion" / "model.safetensors")
+    assert ours(11) == (
+        "Here (fusion of Mimi and TitaNet) values vary by 4.5 (Mimi) and 0.05 (TitaNet); on one scale DER 10.0 %, as they are "
+        "10.0 % (mapped; of the reference protocol, which has flaws 2 and 5 too)."
+    )
+    save_file({"scale.size": np.ones(16, np.float32)}, tmp_path / "fusion" / "model.safetensors")
+    assert ours(11) is None
+    assert ours(3) == "Here (fusion of Mimi and TitaNet, reference protocol): DER 95.0 % so, 10.0 % mapped."
