@@ -29,7 +29,7 @@ demo: .venv/installed
 	BIN=$(BIN) OUT=$(OUT) DEMO=$(DEMO) bash $(DEMO)/run.sh
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations 10
 
 test-slow: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
@@ -41,7 +41,7 @@ coverage: .venv/installed
 # What was tried stays in mutants/ and is not tried again until its function or its tests change.
 mutants: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 $(addsuffix .*,$(subst /,.,$(PATHS:.py=)))
-	$(BIN)/mutmut results | grep -v ": not checked"
+	$(BIN)/mutmut results | sed '/: not checked/d'
 
 lint: .venv/installed
 	$(BIN)/ruff check .
