@@ -37,7 +37,7 @@ $(AXE): tests/browser/package-lock.json
 	-npm ci --prefix tests/browser --silent --ignore-scripts && touch $@
 
 test: .venv/installed $(if $(shell command -v npm 2>/dev/null),$(AXE))
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --durations 10
 
 test-slow: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
@@ -49,7 +49,7 @@ coverage: .venv/installed
 # What was tried stays in mutants/ and is not tried again until its function or its tests change.
 mutants: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 $(addsuffix .*,$(subst /,.,$(PATHS:.py=)))
-	$(BIN)/mutmut results | grep -v ": not checked"
+	$(BIN)/mutmut results | sed '/: not checked/d'
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -42,11 +42,16 @@ def slow_extraction(
     utterances: list[Utterance], store: Path, shard: tuple[int, int] = (0, 1)
 ) -> multiprocessing.process.BaseProcess:
     """Start an extraction in a process of its own, with tiny parts, for killing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.fakes", "featstore.jobs.extract"])  # a child starts in milliseconds
-    process = context.Process(target=_extract_slowly, args=(utterances, store, shard))
+    process = forkserver().Process(target=_extract_slowly, args=(utterances, store, shard))
     process.start()
     return process
+
+
+def forkserver(*modules: str) -> multiprocessing.context.ForkServerContext:
+    """Starts processes in milliseconds: what an extraction imports, also on its way, is there before they begin."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.fakes", "featstore.jobs.extract", "zarr.codecs", "pandas", *modules])
+    return context
 
 
 def _extract_slowly(utterances: list[Utterance], store: Path, shard: tuple[int, int]) -> None:

@@ -211,6 +211,8 @@ def test_examine_looks_at_what_it_is_given_and_takes_the_seed(sides: list, tmp_p
     (tmp_path / "half.uem").write_text("m 1 0 150\n")
     first, again, other = (examine(ref=tmp_path / "long.rttm", seed=seed)[0] for seed in (0, 0, 1))
     assert first == again != other
+    done = CliRunner().invoke(app, ["doctor", "--ref", str(tmp_path / "long.rttm"), "--seed", "1", "--json"])
+    assert json.loads(done.stdout)["checks"] == [check.to_json() for check in other]
     half, _ = examine(ref=tmp_path / "long.rttm", uem=tmp_path / "half.uem")
     left = [next(c.found for c in checks if c.name.startswith("collar ±0.25")) for checks in (first, half)]
     assert [float(found.split()[2]) for found in left] == [pytest.approx(180), pytest.approx(94.5, abs=6)]

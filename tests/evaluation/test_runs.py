@@ -46,6 +46,14 @@ def test_any_names_stay_apart_and_come_back(tmp_path_factory: pytest.TempPathFac
     assert len(read_rttm(folder / "ref.rttm")) == len(read_uem(folder / "windows.uem")) == len(sessions)
 
 
+def test_windows_a_frame_apart_have_names_of_their_own() -> None:
+    starts_s = [0.04 * k for k in range(200)]
+    names = [window_name("talk@home", start_s) for start_s in starts_s]
+    assert names[:3] == ["talk@home@0.00", "talk@home@0.04", "talk@home@0.08"] and len(set(names)) == 200
+    assert {session_of(name) for name in names} == {"talk@home"}
+    assert session_of("talk@home") == "talk@home"
+
+
 def test_usual_names_stand_in_the_files_as_they_are(tmp_path: Path) -> None:
     diarization_run(tmp_path / "run", "adapter")
     before = (tmp_path / "run" / "ref.rttm").read_bytes()

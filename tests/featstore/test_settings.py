@@ -54,7 +54,7 @@ def test_what_comes_later_counts():
 
 
 def test_texts():
-    texts = ("dish = 1,5", "guests=3", "salt=1e-2", "vegan=True", "times=0, 24", "prices=a:b:2,c=d:1")
+    texts = ("dish = 1,5", "guests=3", "salt=1e-2", "vegan=True", "times=0, 24,", "prices=a:b:2,c=d:1,")
     assert read_texts(Meal, texts) == {
         **{"dish": "1,5", "guests": 3, "salt": 0.01, "vegan": True, "times": [0.0, 24.0]},
         "prices": {"a:b": 2.0, "c=d": 1.0},

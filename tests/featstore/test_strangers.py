@@ -63,9 +63,9 @@ def little_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of several parts, two features, turns."""
+    """A store of a few parts, two features, turns; small, as every example has a copy of it."""
     store = tmp_path_factory.mktemp("fuzz") / "s"
-    fill(store, count=9, part_bytes=600)
+    fill(store, count=4, part_bytes=600)
     with featstore.writer(store, spec("titanet", 4, hop=2)) as out:
         out.add(
             utterance("talk/ü", speaker=None, turns=(Turn(0.1, 0.7, "a"), Turn(0.2, 0.9, "b"))), np.ones((3, 4), "f4")

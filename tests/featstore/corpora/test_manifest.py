@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,14 @@ def test_which_turns_of_an_rttm_are_an_utterances(tmp_path: Path) -> None:
     (tmp_path / "one.rttm").write_text("SPEAKER m 1 0 1 <NA> <NA> new <NA> <NA>\n")
     os.utime(tmp_path / "one.rttm", ns=(1, 1))
     assert turns("one.rttm") == (Turn(0.0, 1.0, "new"),)
+
+
+def test_a_key_near_a_known_one_that_is_there_is_somebodys_own(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "m.jsonl", {"audio_filepath": "a.wav", "speaker": "s", "speakers": 3})
+    assert [u.speaker for u in read_manifest(path)] == ["s"]
+    assert ignored_keys(path) == ["speakers"]
+    with pytest.raises(ValueError, match="m.jsonl:1: unknown key 'speakers'; did you mean 'speaker'"):
+        read_manifest(jsonl(tmp_path / "m.jsonl", {"audio_filepath": "a.wav", "speakers": 3}))
 
 
 @pytest.mark.parametrize(
@@ -262,6 +271,7 @@ def test_splits_must_not_share_recordings_or_speakers(tmp_path: Path) -> None:
     check_disjoint(utterances, "recording")
     with pytest.raises(ValueError, match="1 speaker.* 'a' in test, train"):
         check_disjoint(utterances, "speaker")
+    check_disjoint([replace(u, speaker=None) for u in utterances], "speaker")  # nobody is no speaker they share
 
 
 def test_manifests_of_made_up_corpora_read(tmp_path: Path) -> None:

@@ -157,6 +157,17 @@ def test_titanet_refuses_other_networks(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_titanet_refuses_another_spectrogram(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _nemo_model(titanet_nemo.TITANET_NANO)
+    others = {"sample_rate": 8000, "hop_length": 320, "win_length": 320, "n_fft": 1024, "normalize": "all_features"}
+    others |= {"frame_splicing": 2, "exact_pad": True, "mag_power": 1.0, "log": False, "log_zero_guard_type": "clamp"}
+    titanet_windows.LogMel(model)
+    for name, value in others.items():
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"preprocessor {name}: expected .* found"):
+            patch.setattr(model.preprocessor.featurizer, name, value)
+            titanet_windows.LogMel(model)
+
+
 def test_titanet_keeps_the_screen_clean(capfd: pytest.CaptureFixture[str]) -> None:
     create("titanet", weights="random:0", device="cpu").extract([speech_like(16000, 0.5)])
     assert capfd.readouterr() == ("", "")

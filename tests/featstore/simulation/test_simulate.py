@@ -308,6 +308,14 @@ def test_every_recipe_reads() -> None:
     assert read_recipe("pairs").overlap == (0.1, 0.5)
 
 
+def test_a_recipe_is_called_as_it_says_or_as_its_file(tmp_path: Path) -> None:
+    """Sessions are drawn from the name: a file that is renamed must not give others where it says its own."""
+    (tmp_path / "file.toml").write_text(GOOD)
+    assert read_recipe(tmp_path / "file.toml").name == "file"
+    (tmp_path / "file.toml").write_text(GOOD + 'name = "own"\n')
+    assert read_recipe(tmp_path / "file.toml").name == "own"
+
+
 def test_each_default_of_a_recipe_is_the_one_that_was_published() -> None:
     recipe = Recipe("r", 1, speakers=2, duration_s=10, overlap=0.1)
     assert asdict(recipe) == {
@@ -357,6 +365,7 @@ GOOD = "sessions = 2\nspeakers = 2\noverlap = 0.1\nduration_s = 10\n"
         (GOOD.replace("speakers = 2", "speakers = 2.5"), "speakers must be a whole number or [low, high], found 2.5"),
         (GOOD.replace("speakers = 2", "speakers = true"), "speakers must be"),
         (GOOD.replace("sessions = 2", "sessions = 0"), "sessions must be"),
+        (GOOD.replace("sessions = 2", "sessions = true"), "sessions must be a whole number of 1 or more"),
         (GOOD + 'audio_format = "mp3"', "audio_format must be"),
         (GOOD + 'audio_format = "opus"\nsample_rate_hz = 44100', "sample_rate_hz must be one of"),
         (GOOD + 'name = "../x"', "name must be"),
@@ -571,6 +580,9 @@ def test_another_simulation_does_not_mix_in(
     with pytest.raises(ValueError, match=message):
         simulate(corpus, other, tmp_path, **{"seed": 5, "split": "train", "sessions": 1, **change})
     assert contents(tmp_path) == before
+    cut = [replace(u, duration_s=0.5) for u in corpus]  # the same ids, other stretches of audio
+    with pytest.raises(ValueError, match="another manifest or split"):
+        simulate(cut, recipe, tmp_path, seed=5, split="train", sessions=1)
 
 
 @pytest.mark.parametrize("audio_format", ["flac", "opus"])

@@ -64,6 +64,15 @@ def test_parts_become_few_and_nothing_else_changes(store: Path) -> None:
     assert len(folders) == len(list(layout.utterances_dir(store).iterdir())) == done.parts_after
 
 
+def test_a_merged_part_holds_what_it_is_given_and_no_more(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "copy")
+    frames = {name: featstore.open(store).index(name).num.sum() for name in NAMES}
+    whole = int(frames["titanet"]) * 8 * 2  # dim and bytes of a value
+    assert whole > int(frames["mimi"]) * 7 * 2
+    assert compact.compact(store, part_bytes=whole).parts_after == 2
+    assert compact.compact(tmp_path / "copy", part_bytes=whole - 1).parts_after == 3
+
+
 @pytest.mark.parametrize("kill_at", range(0, 60, 4))
 def test_a_stop_anywhere_loses_nothing_and_is_finished_by_the_same_call(
     store: Path, kill_at: int, monkeypatch: pytest.MonkeyPatch

@@ -64,7 +64,8 @@ def damage(kind: str, path: Path, other: Path, rng: np.random.Generator) -> None
         path.write_bytes(data)
 
 
-def test_a_thousand_random_damages_are_all_found(store: Path) -> None:
+@pytest.mark.parametrize("damages", [240, pytest.param(2000, marks=pytest.mark.slow)])
+def test_random_damages_are_all_found(store: Path, damages: int) -> None:
     """Whatever happens to whatever file: it is found, and where it is a part's, the part and its utterances are named."""
     rng = np.random.default_rng(0)
     files = sorted(p for p in store.rglob("*") if p.is_file())
@@ -74,7 +75,7 @@ def test_a_thousand_random_damages_are_all_found(store: Path) -> None:
     assert len(parts) >= 3
     kinds = ["flip", "cut", "grow", "zero", "noise", "swap", "remove", "folder"]
     done = 0
-    while done < 1000:
+    while done < damages:
         kind = kinds[done % len(kinds)]
         path, other = (files[i] for i in rng.choice(len(files), 2, replace=False))
         if kind == "swap":  # of one kind, so that each is whole in itself

@@ -18,7 +18,8 @@ from evaluation.diarization import score
 from evaluation.report import report
 from featstore import MIMI_GRID, Utterance
 from tests.sessions import random_turns, spec
-from trainers.cascade.cascade import Cascade
+from trainers.cascade.cascade import Cascade, Choice
+from trainers.cascade.decoding import Decoding
 from trainers.cascade.fit import fit_cascade
 from trainers.config import ConfigError, FitConfig
 from trainers.runs import Run, RunError
@@ -140,6 +141,15 @@ def test_what_was_saved_is_all_that_is_needed(fitted, store):
     assert facts["who"] == {"voices": store.features["voices"].fingerprint}
 
 
+def test_what_was_chosen_comes_back(fitted, store, tmp_path):
+    run, _ = fitted
+    other = Cascade.load(run, "cpu").with_choice(Choice("complete", 0.3, Decoding(nearest=1.5, blend=2.5, change=3.5)))
+    copy = Run.create(tmp_path / "run", run.config, store)
+    copy.begin()
+    other.save(copy)
+    assert Cascade.load(copy, "cpu").choice == other.choice
+
+
 def test_nothing_is_learnt_or_chosen_on_test(fitted, tmp_path):
     """With other test sessions, weights and choices stay to the byte."""
     run, result = fitted
@@ -199,6 +209,19 @@ def test_splits_are_kept_as_by_the_other_kinds(tmp_path):
     with pytest.raises(ConfigError, match="1 recordings are in more than one split"):
         fit(tmp_path / "leak", featstore.open(tmp_path / "store"))
     assert not (tmp_path / "leak").exists()
+
+
+def test_each_default_is_the_one_that_was_measured():
+    """docs/decisions/0008: what its figures were made with."""
+    assert FitConfig.make("cascade").to_json() == {
+        **{"kind": "cascade", "protocol": "sound", "experiment": "", "seed": 0, "device": "auto"},
+        **{"dev_fraction": 0.05, "when": "mimi", "who": "titanet", "width": 128, "dropout": 0.1, "substeps": 4},
+        **{"steps": 1000, "batch_size": 16, "crop_s": 20.0, "lr": 2e-3, "weight_decay": 1e-2, "counted": 0.999},
+        **{"piece_s": 0.64, "edge_s": 0.24, "min_share": 0.05, "clustering": ("average", "complete")},
+        **{"thresholds": tuple(round(0.05 * k, 2) for k in range(2, 21)), "neighbours": (0.1, 0.2, 0.3, 0.4)},
+        **{"blends": (0.0, 12.0, 25.0, 40.0), "nearest": 5.0, "change": 10.0, "at_once": 2},
+    }
+    assert Decoding() == Decoding(nearest=5.0, blend=25.0, change=10.0)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,11 @@ from scipy.cluster.hierarchy import fcluster, linkage
 
 import featstore
 from evaluation.diarization import DiarizationErrors
+from evaluation.turns import Turns
 from featstore import FrameGrid, Turn, Utterance
 from tests.sessions import spec
 from trainers.cascade import choosing, counting
+from trainers.cascade.cascade import Cascade, as_counts
 from trainers.cascade.clusters import Pieces, groupings, pieces_of, unit, voices_of
 from trainers.cascade.decoding import (
     Decoding,
@@ -27,9 +29,10 @@ from trainers.cascade.decoding import (
     smooth_counts,
 )
 from trainers.cascade.inputs import counts, finer
+from trainers.cascade.measuring import Truth
 from trainers.config import FitConfig
-from trainers.diarization.sessions import load_sessions
-from trainers.scale import scale_of
+from trainers.diarization.sessions import Session, load_sessions
+from trainers.scale import Scale, scale_of
 
 # ---- counts and scale
 
@@ -94,7 +97,49 @@ def test_frames_behind_a_session_are_not_counted():
     assert row["train_loss"] == pytest.approx(-float(told.mean()), rel=1e-5)
 
 
+def test_every_start_that_fits_is_drawn_and_no_other():
+    sizes = dict(batch_size=2, steps=20, lr=1e-3, weight_decay=0.0, seed=0, device=torch.device("cpu"))
+    head = counting.CountHead(1, 2, width=4, dropout=0.0, substeps=1)
+    asked = set()
+
+    def read(k, start, stop):
+        asked.add((k, start, stop))
+        return np.zeros((stop - start, 1), np.float32)
+
+    list(counting.train(head, [np.zeros(n, np.uint8) for n in (6, 4, 3)], read, crop_frames=4, **sizes))
+    assert asked == {(0, 0, 4), (0, 1, 5), (0, 2, 6), (1, 0, 4), (2, 0, 3)}
+
+
 # ---- clusters
+
+
+def plain_cascade(**settings):
+    """Of one feature of two dimensions, on frames of 1 s, two answers each; both scales change nothing."""
+    texts = ["when=f", "who=f", "substeps=2", "piece_s=1", "edge_s=0", *(f"{k}={v}" for k, v in settings.items())]
+    scale = Scale(np.zeros(2, np.float32), np.ones(2, np.float32))
+    config = FitConfig.make("cascade", settings=texts)
+    return Cascade(config, FrameGrid(0.5, 1.0), None, scale, scale, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("many", "frames"),
+    [
+        ([[1, 1], [1, 0], [1, 2], [2, 2], [0, 0], [1, 1]], [0, 5]),  # one speaker in all of a frame
+        ([[0, 0], [0, 2], [2, 2], [0, 0]], [1, 2]),  # nobody alone: any speech in it
+    ],
+)
+def test_voices_are_of_frames_in_which_one_speaks_or_else_somebody(many, frames):
+    who = np.stack([np.cos(np.arange(len(many))), np.sin(np.arange(len(many)))], 1).astype(np.float32)
+    found = plain_cascade().heard(as_counts(np.array(many).ravel(), 3), 2 * who)
+    assert found.pieces.weights.tolist() == [1] * len(frames)
+    np.testing.assert_allclose(found.pieces.vectors, who[frames], atol=1e-6)
+    np.testing.assert_allclose(found.frames, who, atol=1e-6)
+
+
+def test_counts_that_are_not_told_apart_are_the_most_of_them():
+    log_p = as_counts(np.array([0, 1, 2, 3, 7]), 3)
+    assert log_p.argmax(1).tolist() == [0, 1, 2, 2, 2]
+    assert np.exp(log_p).round(6).tolist() == np.eye(3)[[0, 1, 2, 2, 2]].tolist()
 
 
 def test_pieces_leave_out_the_edges_of_stretches():
@@ -232,6 +277,25 @@ def test_counts_are_smoothed():
     assert smooth_counts(log_p, 0.5).tolist() == [1, 1, 2, 1, 1]
 
 
+# ---- measuring
+
+
+def test_a_recording_has_the_errors_of_all_its_sessions():
+    """Two sessions of 10 frames of 1 s: 3 s missed of 4 in one, 1 s too much in the other, from frame to frame."""
+    turns = (Turn(1.0, 5.0, "a"),)
+    none = np.zeros(0, np.int64)
+    rest = {"split": "test", "num_frames": 10, "first": none, "last": none, "speaker": none, "names": ("a",)}
+    sessions = [Session(id=id, recording="r", turns=turns, **rest) for id in ("r/0", "r/1")]
+    sessions.append(Session(id="q/0", recording="q", turns=turns, **rest))
+    found = [Turns.of([Turn(*span, "x")]) for span in ((1.0, 2.0), (1.0, 6.0), (1.0, 5.0))]
+    truth = Truth(sessions, FrameGrid(2.5, 1.0))  # the first frame begins at 2 s: what is before is not scored
+    errors = truth.score(found)
+    assert list(errors) == ["r", "q"]
+    assert (errors["r"].total_s, errors["r"].missed_s, errors["r"].false_alarm_s) == (6.0, 3.0, 1.0)
+    assert (errors["q"].scored_s, errors["q"].wrong_s) == (10.0, 0.0)
+    assert truth.total(found).der == pytest.approx(4 / 9)
+
+
 # ---- choosing
 
 
@@ -241,10 +305,11 @@ def test_the_middle_of_a_valley_is_chosen(monkeypatch):
     by_blend = {0.0: 0.11, 3.0: 0.2, 6.0: 0.12, 9.0: 0.13, 12.0: 0.14}
     config = FitConfig.make(
         "cascade",
-        settings=["clustering=average", f"thresholds={','.join(map(str, by_threshold))}", "blends=12,9,6,3,0"],
+        settings=["clustering=average", "thresholds=0.4,0.1,0.7,0.2,0.6,0.3,0.5", "blends=12,9,6,3,0"],
     )
     monkeypatch.setattr(choosing, "groupings", lambda *_: dict.fromkeys(by_threshold))
-    monkeypatch.setattr(choosing, "decode", lambda *_: None)
+    blends = []
+    monkeypatch.setattr(choosing, "decode", lambda found, at_once, how: blends.append(how.blend))
     asked = []
     stub = SimpleNamespace(config=config, turns=lambda _: None, evidence=lambda *_: None, found=lambda *_: None)
 
@@ -256,3 +321,5 @@ def test_the_middle_of_a_valley_is_chosen(monkeypatch):
     choice, tried = choosing.choose(stub, [SimpleNamespace(pieces=None)], measure)
     assert (choice.threshold, choice.decoding) == (0.5, Decoding(blend=9.0))
     assert [row["der"] for row in tried] == [*by_threshold.values(), *by_blend.values()]
+    assert [row["threshold"] for row in tried] == [*by_threshold, *[0.5] * len(by_blend)]
+    assert blends == [*[6.0] * len(by_threshold), *by_blend]  # the voices are chosen with the middle blend
