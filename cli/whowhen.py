@@ -98,6 +98,10 @@ def diarize(
             name, equals, path = pair.partition("=")
             if not equals or not name.strip() or not path:
                 raise ValueError(f"--enrol: expected NAME=AUDIO, found {pair!r}")
+            if name.strip() in made.voices:
+                raise ValueError(
+                    f"--enrol: {name.strip()!r} is named twice; join that person's recordings into one file"
+                )
             made.enrol(name.strip(), path)
         limits = {"speakers": speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
         many = f"{len(recordings)} recording{'' if len(recordings) == 1 else 's'}"

@@ -29,7 +29,9 @@ def encoders_of(run: Run, weights: Mapping[str, str], device: str) -> dict[str, 
 
 
 def _encoder(run: Run, spec: FeatureSpec, weights: str | None, device: str) -> Extractor:
-    settings = taken(spec.name, {**spec.settings, "weights": weights or spec.settings.get("weights")})
+    recorded = {**spec.settings, "weights": weights or spec.settings.get("weights"), "precision": "auto"}
+    # Half precision is used where it changes nothing, so here it may be what suits the machine.
+    settings = taken(spec.name, {**recorded, "device": device})
     if settings.get("weights") == "file":
         raise RunError(
             f"{run.path}: feature {spec.name!r} was made with weights of a file (SHA-256 {spec.weights_sha256[:12]}…); "
@@ -37,8 +39,7 @@ def _encoder(run: Run, spec: FeatureSpec, weights: str | None, device: str) -> E
         )
     if weights and "weights" not in settings:
         raise RunError(f"--weights {spec.name}={weights}: this encoder brings its own weights; leave it out")
-    # Half precision is used where it changes nothing, so here it may be what suits the machine.
-    made = create(spec.name, **(settings | ({"precision": "auto"} if "precision" in settings else {})), device=device)
+    made = create(spec.name, **settings)
     kept = {key: spec.settings[key] for key in ("weights", "precision") if key in spec.settings}
     found = replace(made.spec, settings={**made.spec.settings, **kept})
     if found.fingerprint != spec.fingerprint:

@@ -14,6 +14,8 @@ from trainers.cascade.cascade import Cascade, Heard
 from trainers.cascade.clusters import Limits
 from trainers.cascade.decoding import decode, smooth_counts
 from trainers.cascade.inputs import finer
+from trainers.diarization.stitch import voices_in
+from trainers.diarization.whole import Stitching, WholeHead, load_head, stitching_of
 from trainers.runs import Run, RunError
 
 # How fast certainty grows with what a turn's frames are nearer to its voice than to the next one.
@@ -99,6 +101,30 @@ def _sure(heard: Heard, cosines: NDArray[np.float32], active: NDArray[np.bool_])
     return so_many[:, None] / (1 + np.exp(-_SURE * (cosines - other)))
 
 
+class StitchedHead:
+    """Adapter and fusion: overlapping windows, whose channels are stitched to voices."""
+
+    def __init__(self, head: WholeHead, how: Stitching) -> None:
+        self.head, self.how = head, how
+        self.features = head.config.features
+        self.same = 1 - how.apart
+
+    def tell(self, frames: Frames, limits: Limits) -> Told:
+        """See `Head.tell`."""
+        heard = self.head.hear(frames.read, frames.num_frames, self.how.who)
+        active, activity, labels = self.head.active(heard, self.how, limits)
+        return Told(active, activity, voices_in(heard, labels), self.head.grid)
+
+    def voices(self, frames: Frames) -> tuple[NDArray[np.float32], NDArray[np.float64], float]:
+        """See `Head.voices`."""
+        heard = self.head.hear(frames.read, frames.num_frames, self.how.who)
+        active, _, labels = self.head.active(heard, self.how)
+        alone = active[active.sum(1) == 1]
+        if not len(alone):
+            return np.zeros((0, heard.vectors.shape[2]), np.float32), np.zeros(0), 0.0
+        return voices_in(heard, labels), alone.mean(0), len(alone) * self.head.grid.step_s
+
+
 def head_of(run: Run[Any], device: torch.device) -> Head:
     """The head of a run.
 
@@ -108,4 +134,9 @@ def head_of(run: Run[Any], device: torch.device) -> Head:
     """
     if run.config.kind == "cascade":
         return CascadeHead(Cascade.load(run, device))
-    raise RunError(f"{run.path}: is a {run.config.kind}'s; expected a run of one of: cascade")
+    if run.config.kind in ("adapter", "fusion"):
+        return StitchedHead(load_head(run, device), stitching_of(run))
+    raise RunError(
+        f"{run.path}: a run of kind {run.config.kind} does not say who spoke when in a recording; "
+        "expected a cascade's, an adapter's or a fusion's"
+    )

@@ -108,9 +108,7 @@ def _told_apart(recordings: list[Recording]) -> list[Recording]:
     named = []
     for r in recordings:
         source = r.source.audio if isinstance(r.source, Utterance) else r.source
-        name = (
-            r.name if r.name.casefold() not in shared else f"{Path(source).resolve().parent.name}-{Path(source).name}"
-        )
+        name = r.name if r.name.casefold() not in shared else f"{Path(source).resolve().parent.name}-{r.name}"
         named.append(Recording(name, r.source))
     for name, count in Counter(r.name.casefold() for r in named).items():
         if count > 1:

@@ -17,7 +17,6 @@ from diarizer.page import write_page
 from diarizer.sound import Sound
 from evaluation.runs import MODEL
 from featstore import Store, Utterance
-from featstore.extractors import ExtractorError
 
 #: done (s), of (s), a note.
 Shown = Callable[[float, float, str], None]
@@ -101,8 +100,6 @@ def diarize_all(
             answer = _one(diarizer, recording, out, key, store, limits, told_s)
             outcome.told[recording.name] = answer.to_json()
             outcome.audio_s += answer.duration_s
-        except ExtractorError:
-            raise
         except (ValueError, OSError, KeyError) as error:
             outcome.failed[recording.name] = _why(error)
         before_s += seconds
