@@ -99,12 +99,12 @@ def render(answer: Answer, sound: str | None) -> str:
 
 
 def _bars(energy: NDArray[np.float32] | None) -> list[int]:
-    """Loudness from -60 dB under the loudest (0) to it (255), at most `_BINS` numbers."""
+    """Loudness from 40 dB under the loudest (0) to it (255), at most `_BINS` numbers."""
     if energy is None or not len(energy):
         return []
     bins = np.array([part.max() for part in np.array_split(energy, min(len(energy), _BINS))])
-    level = 20 * np.log10(np.maximum(bins / max(float(bins.max()), 1e-9), 1e-3))
-    return np.round(255 * (1 + level / 60)).astype(int).tolist()
+    level = 20 * np.log10(np.maximum(bins / max(float(bins.max()), 1e-9), 1e-2))
+    return np.round(255 * (1 + level / 40)).astype(int).tolist()
 
 
 def _clock(seconds: float) -> str:
