@@ -82,9 +82,9 @@ class Diarizer:
         """
         limits = limits_of(speakers, min_speakers, max_speakers)
         sound = _sound(audio, rate_hz)
-        duration_s, began = sound.duration_s, time.perf_counter()
-        frames = hear(sound, self.encoders, told)
-        return self._answer(frames, recording or _name(audio), duration_s, limits, began)
+        duration_s, encoders, began = sound.duration_s, self.encoders, time.perf_counter()
+        with hear(sound, encoders, told) as frames:
+            return self._answer(frames, recording or _name(audio), duration_s, limits, began)
 
     def diarize_stored(
         self,
@@ -120,7 +120,8 @@ class Diarizer:
         sound = _sound(audio, rate_hz)
         where = f"voice of {name!r}" + (f" ({audio})" if isinstance(audio, str | PathLike) else "")
         sound.duration_s  # noqa: B018  # refuses what is far too short
-        self.voices[name] = enrolled(self.head, hear(sound, self.encoders), where)
+        with hear(sound, self.encoders) as frames:
+            self.voices[name] = enrolled(self.head, frames, where)
         return self.voices[name]
 
     def _answer(self, frames: Frames, recording: str, duration_s: float, limits: Limits, began: float) -> Answer:

@@ -56,7 +56,7 @@ class StoredFrames:
 
 
 class HeardFrames:
-    """Frames in files without names, which are gone with this object: 2 bytes a number, as a store has them."""
+    """Frames in files without names, which are gone once it is closed: 2 bytes a number, as a store has them."""
 
     def __init__(self, encoders: Mapping[str, Extractor]) -> None:
         self._dims = {name: encoder.spec.dim for name, encoder in encoders.items()}
@@ -64,6 +64,13 @@ class HeardFrames:
         self._files = {name: tempfile.TemporaryFile() for name in encoders}  # noqa: SIM115
         self.num_frames = 0
         self.energy: NDArray[np.float32] | None = None
+
+    def __enter__(self) -> HeardFrames:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
+            file.close()
 
     def add(self, name: str, frames: NDArray[np.float32]) -> None:
         self._files[name].write(frames.astype(self._types[name]).tobytes())
@@ -103,7 +110,7 @@ def least(features: Sequence[str], counts: Mapping[str, int]) -> int:
 def hear(
     sound: Sound, encoders: Mapping[str, Extractor], told: Callable[[float], None] = lambda _: None
 ) -> HeardFrames:
-    """All frames of a recording; the encoders work side by side.
+    """All frames of a recording, to be closed by a ``with``; the encoders work side by side.
 
     Parameters
     ----------
@@ -129,14 +136,18 @@ def hear(
             done[name] += len(wave) / encoder.spec.sample_rate_hz
             told(min(done.values()))
 
-    with ThreadPoolExecutor(len(encoders)) as pool:
-        running = [pool.submit(run, name) for name in encoders]
-        try:
-            for each in running:
-                each.result()
-        finally:
-            stop.set()  # where one failed, or the user has had enough, the others need not go on
-    frames.finish(np.concatenate(energy))
+    try:
+        with ThreadPoolExecutor(len(encoders)) as pool:
+            running = [pool.submit(run, name) for name in encoders]
+            try:
+                for each in running:
+                    each.result()
+            finally:
+                stop.set()  # where one failed, or the user has had enough, the others need not go on
+        frames.finish(np.concatenate(energy))
+    except BaseException:
+        frames.__exit__()
+        raise
     return frames
 
 
