@@ -124,7 +124,7 @@ def _weights(pairs: list[str] | None) -> dict[str, str]:
 
 def _show(outcome: Outcome, made: Diarizer, out: Path, as_json: bool) -> None:
     if as_json:
-        told = {
+        all_of_it = {
             "run": str(made.run.path),
             "out": str(out),
             "warnings": list(made.warnings),
@@ -133,7 +133,7 @@ def _show(outcome: Outcome, made: Diarizer, out: Path, as_json: bool) -> None:
             "failed": outcome.failed,
             "speed": round(outcome.speed, 2),
         }
-        print(json.dumps(told))
+        print(json.dumps(all_of_it))
     else:
         for name, told in outcome.told.items():
             people = ", ".join(f"{s['name']} {s['share']:.0%}" for s in told["speakers"]) or "nobody speaks"

@@ -59,8 +59,8 @@ class Answer:
         for name in turns.speakers:
             known = names.get(labels.index(name))
             called[name] = known or f"speaker{sum(v not in names.values() for v in called.values()) + 1}"
-        known = tuple(name for name in called.values() if name in names.values())
-        return cls(recording, duration_s, turns.renamed(called), sure.astype(np.float32), known, **more)
+        enrolled = tuple(name for name in called.values() if name in names.values())
+        return cls(recording, duration_s, turns.renamed(called), sure.astype(np.float32), enrolled, **more)
 
     # ---- figures
 

@@ -52,9 +52,19 @@ class Diarizer:
         """Encoders by feature, made when they are first needed; see `encoders_of` for what it raises."""
         return encoders_of(self.run, self._weights, self._device)
 
-    def __call__(self, audio: Audio, rate_hz: int | None = None, **limits: int | None) -> Turns:
+    def __call__(
+        self,
+        audio: Audio,
+        rate_hz: int | None = None,
+        *,
+        speakers: int | None = None,
+        min_speakers: int | None = None,
+        max_speakers: int | None = None,
+    ) -> Turns:
         """Who spoke when: `diarize`, its turns alone. ``.to_annotation()`` gives pyannote's Annotation of them."""
-        return self.diarize(audio, rate_hz, **limits).turns
+        return self.diarize(
+            audio, rate_hz, speakers=speakers, min_speakers=min_speakers, max_speakers=max_speakers
+        ).turns
 
     def diarize(
         self,
@@ -161,7 +171,7 @@ def _sound(audio: Audio, rate_hz: int | None) -> Sound:
         return Sound(audio)
     if isinstance(audio, str | PathLike):
         return Sound(str(audio))
-    return Sound.of_samples(audio, rate_hz)
+    return Sound.of_samples(audio, rate_hz or 0)
 
 
 def _name(audio: Audio) -> str:

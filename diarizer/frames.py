@@ -48,7 +48,7 @@ class StoredFrames:
     def __init__(self, store: Store, features: Sequence[str], id: str) -> None:
         self._store, self._id = store, id
         self.num_frames = least(features, {name: store.num_frames(name, id) for name in features})
-        self.energy = None
+        self.energy: NDArray[np.float32] | None = None
 
     def read(self, features: Sequence[str], start: int, stop: int) -> NDArray[np.float32]:
         found = [self._store.frames(name, self._id, start, stop).astype(np.float32) for name in features]
@@ -169,7 +169,7 @@ def _surrounded(
     pieces: Iterable[NDArray[np.float32]], before: int, after: int
 ) -> Iterator[tuple[NDArray[np.float32], int, int]]:
     """Each piece with what is before and after it; where it begins in that, and its length."""
-    nothing = np.zeros(0, np.float32)
+    nothing: NDArray[np.float32] = np.zeros(0, np.float32)
     pieces = iter(pieces)
     behind, here = nothing, next(pieces)
     for ahead in chain(pieces, [nothing]):

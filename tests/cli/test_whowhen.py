@@ -50,7 +50,7 @@ def test_files_of_a_recording(folder, tone_run):
     assert [t["speaker"] for t in told["turns"]] == [t.speaker for t in read_rttm("out")["meeting_one"]]
     write_rttm("ref.rttm", {"meeting_one": turns})
     scored = CliRunner().invoke(evaluation, ["der", "--ref", "ref.rttm", "--hyp", "out", "--json"])
-    assert json.loads(scored.stdout)["der"] < 0.1
+    assert json.loads(scored.stdout)["corpus"]["der"] < 0.1
     page = Path("out/meeting one.html").read_text()
     assert "data:audio/mpeg;base64," in page
     assert not re.search(r"(src|href)=.?https?:", page)
@@ -126,6 +126,7 @@ def bad_inputs(tone_run: Path, tone_store: Path) -> dict[str, tuple[list, int, s
     sf.write("silent.wav", np.zeros(RATE_HZ * 5), RATE_HZ)
     sf.write("nan.wav", np.where(np.arange(len(noise)) == 99, np.nan, noise), RATE_HZ, "FLOAT")
     sf.write("two.wav", sound_of((Turn(0, 4, "s1"), Turn(4, 8, "s3")), 8.0), RATE_HZ)
+    sf.write("ann.wav", voice(2), RATE_HZ)
     sf.write("word.wav", voice(2, 2.0), RATE_HZ)
     Path("empty.wav").touch()
     Path("text.wav").write_text("hello")
@@ -159,11 +160,11 @@ def bad_inputs(tone_run: Path, tone_store: Path) -> dict[str, tuple[list, int, s
         "twice said": (["good.wav", "--speakers", 3, "--max-speakers", 2], 2, "leave out --min-speakers and --max"),
         "out is a file": (["good.wav", "--out", "file"], 2, "file: cannot be written into"),
         "enrol without a name": (["good.wav", "--enrol", "ann.wav"], 2, "--enrol: expected NAME=AUDIO, found 'ann.wav'"),
-        "enrol without a file": (["good.wav", "--enrol", "Ann=ann.wav"], 2, "ann.wav: no such file"),
+        "enrol without a file": (["good.wav", "--enrol", "Ann=gone.wav"], 2, "gone.wav: no such file"),
         "enrol too short": (["good.wav", "--enrol", "Ann=word.wav"], 2, r"voice of 'Ann' \(word.wav\): too short: \d"),
         "enrol silent": (["good.wav", "--enrol", "Ann=silent.wav"], 2, "silent.wav: silent"),
         "enrol two": (["good.wav", "--enrol", "Ann=two.wav"], 2, r"voice of 'Ann' \(two.wav\): two people speak"),
-        "enrolled twice": (["good.wav", "--enrol", "Ann=good.wav", "--enrol", "Ann=good.wav"], 2, "--enrol: 'Ann' is named twice"),
+        "enrolled twice": (["good.wav", "--enrol", "Ann=ann.wav", "--enrol", "Ann=ann.wav"], 2, "--enrol: 'Ann' is named twice"),
         "weights without a feature": (["good.wav", "--weights", "x.safetensors"], 2, "--weights: expected FEATURE=PATH"),
         "weights of another feature": (["good.wav", "--weights", "mimi=x"], 2, "was trained on fake"),
         "no store": (["--store", "folder"], 2, "folder"),

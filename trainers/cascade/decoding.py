@@ -124,7 +124,9 @@ def decode(recordings: Sequence[Evidence], at_once: int, how: Decoding) -> list[
     """Who speaks in each recording, (answers, voices). Long ones go in blocks, for memory's sake."""
     blocks = [(k, begin) for k, each in enumerate(recordings) for begin in range(0, len(each.counts), _BLOCK)]
     found = _decode([_block(recordings[k], begin) for k, begin in blocks], at_once, how)
-    active = [np.zeros((len(each.counts), each.cosines.shape[1]), np.bool_) for each in recordings]
+    active: list[NDArray[np.bool_]] = [
+        np.zeros((len(each.counts), each.cosines.shape[1]), np.bool_) for each in recordings
+    ]
     for (k, begin), part in zip(blocks, found, strict=True):
         active[k][begin : begin + _BLOCK] = part[min(begin, _MARGIN) :][:_BLOCK]
     return active

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from trainers.diarization.models import Adapter
 from trainers.diarization.sessions import Session
 from trainers.diarization.stitch import Heard, join, sound_of, starts_of, stitch
 from trainers.runs import Run
+from trainers.scale import OneScale, Scale
 
 #: Windows begin so many times in the length of one.
 OVERLAPS = 4
@@ -109,8 +110,8 @@ class WholeHead:
         return slice(0, begin)
 
     def _scaled(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
-        scale = self.model.scale
-        return (frames - scale.mean.cpu().numpy()) / scale.size.cpu().numpy()  # type: ignore[union-attr,operator]
+        scale = cast(OneScale, self.model.scale)
+        return Scale(scale.mean.cpu().numpy(), scale.size.cpu().numpy())(frames)
 
 
 @torch.inference_mode()
