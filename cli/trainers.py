@@ -131,6 +131,8 @@ def _show(result: dict[str, Any], out: Path) -> None:
         figures = result["test"]
         for name, key in (("DER", "der"), ("DER, fixed channels", "fixed_der"), ("missed + false alarm", "detection")):
             print(f"  {name:22s} {'—' if figures[key] is None else format(figures[key], '7.2%')}")
+        if whole := result.get("whole"):
+            print(f"  {'DER, whole recordings':22s} {'—' if whole['der'] is None else format(whole['der'], '7.2%')}")
         for words, ceiling in result.get("ceilings", {}).items():
             figure = ceiling["test"]["der"]
             print(f"  {words.replace('_', ' '):22s} {'—' if figure is None else format(figure, '7.2%')}")

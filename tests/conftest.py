@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tones import knows_fakes, tone_run, tone_store  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

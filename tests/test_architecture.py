@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import ROOT
 
 #: What ships, and beside it the scripts.
-PACKAGES, SCRIPTS = ("featstore", "evaluation", "trainers", "cli"), ("nano", "benchmarks", "data_manifests")
+PACKAGES, SCRIPTS = ("featstore", "evaluation", "trainers", "diarizer", "cli"), ("nano", "benchmarks", "data_manifests")
 #: A module may import from its own room and from the floors before. `featstore` stands for what is in no room of it.
 FLOORS = (
     ("featstore.types", "featstore.files", "featstore.settings"),
@@ -28,6 +28,7 @@ FLOORS = (
     ("featstore",),
     ("evaluation",),
     ("trainers",),
+    ("diarizer",),
     ("cli",),
     SCRIPTS,
 )
@@ -151,7 +152,7 @@ class Blocked:
             raise ModuleNotFoundError(f"blocked: {name}", name=name)
 sys.meta_path.insert(0, Blocked())
 import importlib, pathlib
-for package in ("featstore", "evaluation", "trainers", "cli"):
+for package in ("featstore", "evaluation", "trainers", "diarizer", "cli"):
     for path in sorted(pathlib.Path(package).rglob("*.py")):
         module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
         importlib.import_module(module)
@@ -169,7 +170,7 @@ for name in ("mimi", "titanet"):
 
 def test_commands_start_without_heavy_imports() -> None:
     script = (
-        "import sys, cli.featstore, cli.trainers, cli.evaluation\n"
+        "import sys, cli.featstore, cli.trainers, cli.evaluation, cli.whowhen\n"
         "heavy = {'torch', 'zarr', 'sklearn', 'matplotlib', 'moshi', 'nemo', 'pyarrow', 'pydantic', 'pyannote.core', 'scipy'}\n"
         "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported at start: {heavy}' if heavy else 0)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
@@ -52,25 +52,52 @@ def load(
 
 def _load(utterance: Utterance | None, name: str, sample_rate_hz: int, silence_ok: bool) -> NDArray[np.float32]:
     with _open(name) as file:
-        rate, total = file.samplerate, file.frames
-        if total <= 0:
-            raise ValueError(f"{name}: no samples in it")
-        first, count = 0, total
-        if utterance:
-            first = round(utterance.start_s * rate)
-            if not math.isnan(utterance.duration_s):
-                count = round(utterance.duration_s * rate)
-            elif first < total:
-                count = total - first
-            if first + count > total + TOLERANCE_S * rate or first >= total:
-                raise ValueError(
-                    f"{name}: the manifest says {utterance.start_s:g} s + {utterance.duration_s:g} s, "
-                    f"the file ends at {total / rate:.3f} s; correct offset and duration, or fetch the file again"
-                )
-            count = min(count, total - first)
-        if count < 1:
-            raise ValueError(f"{name}: the utterance is shorter than one sample")
-        return _read(file, name, first, count, sample_rate_hz, silence_ok)
+        return _read(file, name, *_part(file, name, utterance), sample_rate_hz, silence_ok)
+
+
+def _part(file: sf.SoundFile, name: str, utterance: Utterance | None) -> tuple[int, int]:
+    """The first sample of an utterance in its file, and how many there are."""
+    rate, total = file.samplerate, file.frames
+    if total <= 0:
+        raise ValueError(f"{name}: no samples in it")
+    first, count = 0, total
+    if utterance:
+        first = round(utterance.start_s * rate)
+        if not math.isnan(utterance.duration_s):
+            count = round(utterance.duration_s * rate)
+        elif first < total:
+            count = total - first
+        if first + count > total + TOLERANCE_S * rate or first >= total:
+            raise ValueError(
+                f"{name}: the manifest says {utterance.start_s:g} s + {utterance.duration_s:g} s, "
+                f"the file ends at {total / rate:.3f} s; correct offset and duration, or fetch the file again"
+            )
+        count = min(count, total - first)
+    if count < 1:
+        raise ValueError(f"{name}: the utterance is shorter than one sample")
+    return first, count
+
+
+def pieces(source: Utterance | str | PathLike[str], sample_rate_hz: int, samples: int) -> Iterator[NDArray[np.float32]]:
+    """`load` in pieces of `samples`, of which the last is shorter: memory does not grow with the recording's length.
+
+    Raises
+    ------
+    ValueError, OSError : like `load`, when the defect is met; that all of it is silent, at the end.
+    """
+    utterance = source if isinstance(source, Utterance) else None
+    name = utterance.audio if utterance else str(source)
+    with _open(name) as file:
+        waiting: list[NDArray[np.float32]] = []
+        for block in _blocks(file, name, *_part(file, name, utterance), sample_rate_hz, silence_ok=False):
+            waiting.append(block)
+            if sum(map(len, waiting)) >= samples:
+                whole = np.concatenate(waiting)
+                cut = len(whole) // samples * samples
+                yield from np.split(whole[:cut], cut // samples)
+                waiting = [whole[cut:]]
+        if len(rest := np.concatenate(waiting)):
+            yield rest
 
 
 def duration_s(name: str) -> float:
@@ -152,13 +179,31 @@ def _check_wav_is_whole(path: Path) -> None:
 
 
 def _read(file: sf.SoundFile, name: str, first: int, count: int, rate_hz: int, silence_ok: bool) -> NDArray[np.float32]:
+    filled = 0
+    claimed = math.ceil(count * rate_hz / file.samplerate) + 1
+    try:
+        out = np.empty(min(claimed, _BELIEVED_SAMPLES), dtype=np.float32)
+        for piece in _blocks(file, name, first, count, rate_hz, silence_ok):
+            if filled + len(piece) > len(out):
+                out.resize(min(claimed, max(2 * len(out), filled + len(piece))), refcheck=False)
+            out[filled : filled + len(piece)] = piece[: len(out) - filled]
+            filled += len(piece)
+    except MemoryError:
+        raise ValueError(
+            f"{name}: more audio than this machine's memory holds, after {filled / rate_hz:.0f} s"
+        ) from None
+    return out[: min(filled, len(out))]
+
+
+def _blocks(
+    file: sf.SoundFile, name: str, first: int, count: int, rate_hz: int, silence_ok: bool
+) -> Iterator[NDArray[np.float32]]:
+    """The samples from `first` on, `count` of them, as mono blocks at another rate."""
     rate = file.samplerate
     stream = None if rate == rate_hz else soxr.ResampleStream(rate, rate_hz, 1, dtype="float32", quality="HQ")
     filled = taken = 0
     peak = 0.0
     try:
-        claimed = math.ceil(count * rate_hz / rate) + 1
-        out = np.empty(min(claimed, _BELIEVED_SAMPLES), dtype=np.float32)
         if first:
             file.seek(first)
         while taken < count:
@@ -175,16 +220,11 @@ def _read(file: sf.SoundFile, name: str, first: int, count: int, rate_hz: int, s
             peak = max(peak, largest)
             taken += len(block)
             piece = mono if stream is None else stream.resample_chunk(np.ascontiguousarray(mono), last=taken >= count)
-            if filled + len(piece) > len(out):
-                out.resize(min(claimed, max(2 * len(out), filled + len(piece))), refcheck=False)
-            out[filled : filled + len(piece)] = piece[: len(out) - filled]
             filled += len(piece)
+            yield piece
     except (sf.LibsndfileError, RuntimeError) as error:
         raise ValueError(f"{name}: damaged audio at about {taken / rate:.1f} s ({_reason(error)})") from None
-    except MemoryError:
-        raise ValueError(f"{name}: more audio than this machine's memory holds, after {taken / rate:.0f} s") from None
     if peak < SILENCE and not silence_ok:
         raise ValueError(f"{name}: silent (largest sample {peak:g} of full scale): there is no speech in it")
     if not filled:
         raise ValueError(f"{name}: too short: {count} samples at {rate} Hz give none at {rate_hz} Hz")
-    return out[: min(filled, len(out))]

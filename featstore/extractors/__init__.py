@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, runtime_checkable
 
@@ -94,6 +94,20 @@ def create(name: str, **settings: Any) -> Extractor:
             f"extractor {name!r}: expected an object with `spec` (a FeatureSpec) and `extract`, found {extractor!r}"
         )
     return extractor
+
+
+def taken(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a spec's settings that the encoder of that name takes, so that `create` makes it again.
+
+    Raises
+    ------
+    ExtractorError : unknown name.
+    """
+    try:
+        parameters = inspect.signature(_factory(name)).parameters
+    except ValueError:  # compiled code need not say what it takes
+        return {}
+    return {key: value for key, value in settings.items() if key in parameters}
 
 
 def _check_settings(name: str, factory: Callable[..., Extractor], settings: dict[str, Any]) -> None:

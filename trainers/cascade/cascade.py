@@ -14,17 +14,19 @@ from evaluation.frames import frames_to_turns
 from evaluation.runs import MODEL
 from evaluation.turns import Turns
 from featstore import FrameGrid, Store
-from trainers.cascade.clusters import Pieces, groupings, pieces_of, unit, voices_of
+from trainers.cascade.clusters import ANY, Limits, Pieces, groupings, pieces_of, unit, voices_of, voices_within
 from trainers.cascade.config import CascadeConfig
-from trainers.cascade.counting import CountHead, predict
+from trainers.cascade.counting import REACH, CountHead, predict
 from trainers.cascade.decoding import Decoding, Evidence, decode, smooth_counts
-from trainers.cascade.inputs import finer, read
+from trainers.cascade.inputs import Read, finer, read
 from trainers.diarization.sessions import Session
 from trainers.runs import Run, RunError
 from trainers.scale import Scale
 
 # Price of a change of the count where stretches with one speaker are looked for, before there are voices.
 _CHANGE = 3.0
+# Frames of a recording that are heard at once: ten minutes, so that memory does not grow with a recording's length.
+_PIECE = 7500
 
 
 @dataclass(frozen=True)
@@ -81,18 +83,43 @@ class Cascade:
         counts : see `counts`, or the truth in their place.
         who : (frames, dim) as the store has them.
         """
+        return self._heard(counts, unit(self.who(who)))
+
+    def hear(self, read: Read, num_frames: int) -> Heard:
+        """`heard` of a recording of any length, of which `read` gives the frames as a store would have them."""
+        counts, who = [], np.empty((num_frames, len(self.who.mean)), np.float32)
+        for start in range(0, num_frames, _PIECE):
+            stop = min(start + _PIECE, num_frames)
+            first, last = max(0, start - REACH), min(stop + REACH, num_frames)
+            found = self.counts(read(self.config.when_features, first, last))
+            counts.append(found[(start - first) * self.config.substeps :][: (stop - start) * self.config.substeps])
+            who[start:stop] = unit(self.who(read(self.config.who_features, start, stop)))
+        return self._heard(np.concatenate(counts), who)
+
+    def _heard(self, counts: NDArray[np.float32], frames: NDArray[np.float32]) -> Heard:
         config, step_s = self.config, self.grid.step_s
         many = smooth_counts(counts, _CHANGE).reshape(-1, config.substeps)
         single = (many == 1).all(1)
         if not single.any():  # nobody speaks alone: voices out of what there is
             single = (many > 0).any(1)
-        frames = self.who(who)
         sizes = max(1, round(config.piece_s / step_s)), round(config.edge_s / step_s)
-        return Heard(counts, unit(frames), pieces_of(frames, single, *sizes))
+        return Heard(counts, frames, pieces_of(frames, single, *sizes))
 
     def evidence(self, heard: Heard, labels: NDArray[np.int64]) -> Evidence:
         """What is decoded, with pieces in these clusters."""
-        voices = voices_of(heard.pieces, labels, self.config.min_share)
+        return self.beside(heard, voices_of(heard.pieces, labels, self.config.min_share))
+
+    def voices(self, heard: Heard, limits: Limits = ANY) -> NDArray[np.float32]:
+        """The voices of a recording, (voices, dim) of length 1, grouped as chosen; as many as `limits` allow."""
+        choice = self.choice
+        if limits == ANY:
+            (labels,) = groupings(heard.pieces, choice.clustering, (choice.threshold,), self.config.seed).values()
+            return voices_of(heard.pieces, labels, self.config.min_share)
+        how = (choice.clustering, choice.threshold, self.config.min_share)
+        return voices_within(heard.pieces, *how, limits, self.config.seed)
+
+    def beside(self, heard: Heard, voices: NDArray[np.float32]) -> Evidence:
+        """What is decoded, with these voices."""
         cosines = np.repeat(heard.frames @ voices.T, self.config.substeps, axis=0)
         return Evidence(heard.counts, cosines, voices @ voices.T)
 
@@ -115,11 +142,7 @@ class Cascade:
 
     def listen(self, store: Store, session: Session) -> Heard:
         """`heard` of a session of a store."""
-        when, who = (
-            read(store, names, session.id, 0, session.num_frames)
-            for names in (self.config.when_features, self.config.who_features)
-        )
-        return self.heard(self.counts(when), who)
+        return self.hear(lambda names, start, stop: read(store, names, session.id, start, stop), session.num_frames)
 
     def save(self, run: Run) -> None:
         """Write the run's weights: all that is needed to use it again, beside the settings in its config."""

@@ -48,14 +48,14 @@ def choose(
             look(each, [cascade.evidence(heard, of[each.threshold]) for heard, of in zip(dev, grouped, strict=True)])
             for each in choices
         ]
-        candidates += zip(_with_those_beside(ders), choices, strict=True)
+        candidates += zip(with_those_beside(ders), choices, strict=True)
     choice = _least(candidates)
     found = [cascade.found(heard, choice) for heard in dev]
     choices = [replace(choice, decoding=decoding) for decoding in decodings]
-    return _least(list(zip(_with_those_beside([look(each, found) for each in choices]), choices, strict=True))), tried
+    return _least(list(zip(with_those_beside([look(each, found) for each in choices]), choices, strict=True))), tried
 
 
-def _with_those_beside(values: Sequence[float]) -> list[float]:
+def with_those_beside(values: Sequence[float]) -> list[float]:
     """Means of three; an end stands beside itself."""
     means: list[float] = np.convolve(np.pad(values, 1, mode="edge"), np.ones(3) / 3, mode="valid").tolist()
     return means

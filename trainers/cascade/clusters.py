@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from scipy.linalg import eigh
 
 _ROUNDS = 2  # of moving pieces to the nearest voice
 _MOST_VOICES = 20  # that spectral clustering looks for
+#: Pieces that are held against each other: 64 MB of distances, three quarters of an hour of one speaker at a time.
+_MOST_PIECES = 4000
+_FINER = 0.9  # what a threshold is multiplied by until there are enough voices
 
 
 def unit(x: NDArray) -> NDArray:
@@ -32,6 +36,16 @@ class Pieces:
 
     vectors: NDArray[np.float32]
     weights: NDArray[np.float64]
+
+
+class Limits(NamedTuple):
+    """How many voices there may be; `most` is None where nobody says."""
+
+    least: int = 1
+    most: int | None = None
+
+
+ANY = Limits()
 
 
 def pieces_of(frames: NDArray[np.float32], single: NDArray[np.bool_], piece: int, edge: int) -> Pieces:
@@ -66,8 +80,14 @@ def groupings(
         and then clusters whose means are nearer than that become one: a mean says more of a voice than its pieces do.
         Or "spectral", where each piece is joined to the share `threshold` of pieces nearest to it.
     seed : of the spectral method's draws.
+
+    Of more than `_MOST_PIECES` every n-th is grouped, and the others go to the group that they are nearest to.
     """
     count = len(pieces.weights)
+    if count > _MOST_PIECES:
+        some = np.linspace(0, count - 1, _MOST_PIECES).round().astype(np.int64)
+        few = groupings(Pieces(pieces.vectors[some], pieces.weights[some]), clustering, thresholds, seed)
+        return {threshold: _to_nearest(pieces, some, labels) for threshold, labels in few.items()}
     if count < 2:
         return dict.fromkeys(thresholds, np.zeros(count, np.int64))
     if clustering == "spectral":
@@ -77,8 +97,20 @@ def groupings(
     return {threshold: _merged(pieces, labels, threshold) for threshold, labels in cut.items()}
 
 
-def _merged(pieces: Pieces, labels: NDArray[np.int64], threshold: float) -> NDArray[np.int64]:
-    """The two clusters whose means are nearest become one, as long as these are nearer than `threshold`."""
+def _to_nearest(pieces: Pieces, some: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels of all pieces: of `some` as they are, of the others that of the nearest mean."""
+    means = np.zeros((labels.max() + 1, pieces.vectors.shape[1]))
+    np.add.at(means, labels, pieces.weights[some, None] * pieces.vectors[some])
+    near = (pieces.vectors @ unit(means).T.astype(np.float32)).argmax(1)
+    near[some] = labels
+    return near
+
+
+def _merged(pieces: Pieces, labels: NDArray[np.int64], threshold: float, most: int | None = None) -> NDArray[np.int64]:
+    """The two clusters whose means are nearest become one, as long as these are nearer than `threshold`.
+
+    With `most`, as long as there are more than that, however far they are.
+    """
     sums = np.zeros((labels.max() + 1, pieces.vectors.shape[1]))
     np.add.at(sums, labels, pieces.weights[:, None] * pieces.vectors)
     belongs = np.arange(len(sums))
@@ -87,7 +119,7 @@ def _merged(pieces: Pieces, labels: NDArray[np.int64], threshold: float) -> NDAr
         means = unit(sums[left])
         cosines = np.triu(means @ means.T + 2, 1)
         i, j = (int(n) for n in np.unravel_index(cosines.argmax(), cosines.shape))
-        if 1 - (cosines[i, j] - 2) >= threshold:
+        if len(left) <= most if most is not None else 1 - (cosines[i, j] - 2) >= threshold:
             break
         a, b = left[i], left.pop(j)
         sums[a] += sums[b]
@@ -130,6 +162,27 @@ def voices_of(pieces: Pieces, labels: NDArray[np.int64], min_share: float) -> ND
         near = (pieces.vectors @ voices.T).argmax(1)
         voices = np.stack([_mean(pieces, near == k) if (near == k).any() else v for k, v in enumerate(voices)])
     return voices
+
+
+def voices_within(
+    pieces: Pieces, clustering: str, threshold: float, min_share: float, limits: Limits, seed: int = 0
+) -> NDArray[np.float32]:
+    """`voices_of` the pieces, grouped more finely until there are enough, the nearest joined where there are too many.
+
+    A recording that has fewer pieces than voices asked for gives fewer.
+    """
+    min_share = min(min_share, 1 / (4 * max(limits.least, 1)))
+    while True:
+        (labels,) = groupings(pieces, clustering, (threshold,), seed).values()
+        voices = voices_of(pieces, labels, min_share)
+        if len(voices) >= min(limits.least, len(pieces.weights)) or threshold < 1e-3:
+            break
+        threshold *= _FINER
+    if limits.most is None or len(voices) <= limits.most:
+        return voices
+    near = (pieces.vectors @ voices.T).argmax(1).astype(np.int64)
+    near = np.unique(near, return_inverse=True)[1].astype(np.int64)  # a voice may have no piece left
+    return voices_of(pieces, _merged(pieces, near, threshold, limits.most), 0.0)
 
 
 def _mean(pieces: Pieces, chosen: NDArray[np.bool_]) -> NDArray[np.float32]:

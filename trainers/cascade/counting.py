@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-_KERNEL, _DILATIONS = 9, (1, 2, 4, 8)  # a frame sees 60 on each side
+_KERNEL, _DILATIONS = 9, (1, 2, 4, 8)
+#: Frames that an answer hears on each side.
+REACH = _KERNEL // 2 * sum(_DILATIONS)
 _NOT_COUNTED = -100
 
 

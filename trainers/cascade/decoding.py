@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 # What one pass may hold: of many recordings side by side, each as long as the longest, frames × sets.
-_MOST_CELLS = 1 << 25
+_MOST_CELLS = 1 << 23
+#: Answers of a recording that are decoded as one, and what they hear before and after: a path has long forgotten by then
+#: where it began. 10 minutes and 30 s at 20 ms.
+_BLOCK, _MARGIN = 30_000, 1_500
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,23 @@ def best_paths(scores: Sequence[NDArray[np.float64]], prices: Sequence[NDArray[n
 
 
 def decode(recordings: Sequence[Evidence], at_once: int, how: Decoding) -> list[NDArray[np.bool_]]:
-    """Who speaks in each recording, (answers, voices)."""
+    """Who speaks in each recording, (answers, voices). Long ones go in blocks, for memory's sake."""
+    blocks = [(k, begin) for k, each in enumerate(recordings) for begin in range(0, len(each.counts), _BLOCK)]
+    found = _decode([_block(recordings[k], begin) for k, begin in blocks], at_once, how)
+    active: list[NDArray[np.bool_]] = [
+        np.zeros((len(each.counts), each.cosines.shape[1]), np.bool_) for each in recordings
+    ]
+    for (k, begin), part in zip(blocks, found, strict=True):
+        active[k][begin : begin + _BLOCK] = part[min(begin, _MARGIN) :][:_BLOCK]
+    return active
+
+
+def _block(evidence: Evidence, begin: int) -> Evidence:
+    around = slice(max(0, begin - _MARGIN), begin + _BLOCK + _MARGIN)
+    return Evidence(evidence.counts[around], evidence.cosines[around], evidence.among)
+
+
+def _decode(recordings: Sequence[Evidence], at_once: int, how: Decoding) -> list[NDArray[np.bool_]]:
     sets = [sets_of(each.cosines.shape[1], at_once) for each in recordings]
     active: list[NDArray[np.bool_]] = [np.zeros((0, 0), np.bool_)] * len(recordings)
     for group in _groups([(len(each.counts), len(table)) for each, table in zip(recordings, sets, strict=True)]):

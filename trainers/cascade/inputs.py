@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from evaluation.frames import turns_to_frames
 from evaluation.turns import Turns
 from featstore import FrameGrid, Store
 from trainers.diarization.sessions import Session
+
+#: Reads frames ``start:stop`` of features of one recording side by side, (frames, sum of dims) float32.
+Read = Callable[[Sequence[str], int, int], NDArray[np.float32]]
 
 
 def read(store: Store, features: Sequence[str], id: str, start: int, stop: int) -> NDArray[np.float32]:

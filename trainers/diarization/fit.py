@@ -21,6 +21,7 @@ from trainers.diarization.evaluate import evaluate
 from trainers.diarization.loop import Training
 from trainers.diarization.models import Adapter, count_parameters
 from trainers.diarization.sessions import Session, Sessions, load_sessions
+from trainers.diarization.whole import WholeHead, measure_whole
 from trainers.progress import Progress, Unseen
 from trainers.runs import Run
 from trainers.scale import scale_of
@@ -129,6 +130,12 @@ def _finish(run: Run[DiarizationConfig], store: Store, sessions: Sessions, train
 
     dev = answers(sessions.dev) if sessions.tuned_on == "dev" else None
     figures = decode.measure(run, store, sessions.grid, answers(sessions.test), dev)
+    whole: dict[str, Any] = {}
+    if isinstance(config, FrozenConfig) and config.protocol == "sound":  # the study knew windows only
+        head = WholeHead(
+            model, config, sessions.grid, {name: run.features[name].dim for name in config.features}, device
+        )
+        whole = measure_whole(head, store, sessions.dev, sessions.test)
     result = {
         "kind": config.kind,
         "protocol": config.protocol,
@@ -150,6 +157,7 @@ def _finish(run: Run[DiarizationConfig], store: Store, sessions: Sessions, train
         "seconds": round(state.seconds, 3),
         "peak_memory_bytes": state.peak_memory_bytes,
         **figures,
+        **whole,
         "notes": sessions.notes + _notes(config, state) + figures["notes"],
     }
     run.write_json(RESULT, result)

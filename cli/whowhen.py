@@ -1,0 +1,149 @@
+"""The ``whowhen`` command: a trained run put to use."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.errors import going_on_later, user_errors
+
+if TYPE_CHECKING:
+    from diarizer.diarizer import Diarizer
+    from diarizer.jobs import Outcome
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+@app.callback()
+def main() -> None:
+    """Who spoke when, in recordings."""
+
+
+@app.command()
+@user_errors()
+def diarize(
+    audio: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="AUDIO…",
+            help="Files, patterns, folders, NeMo manifests (.jsonl), or - for standard input; with --store, ids or patterns.",
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder of a trained run \\[a small one on demo weights that comes along].")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for RTTM, JSON and page of each recording \\[whowhen-out].")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="Take features from this store in place of audio; all its utterances if none is named."),
+    ] = None,
+    speakers: Annotated[int | None, typer.Option(help="How many speak \\[found out].")] = None,
+    min_speakers: Annotated[int | None, typer.Option(help="At least so many.")] = None,
+    max_speakers: Annotated[int | None, typer.Option(help="At most so many.")] = None,
+    enrol: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=AUDIO", help="A known voice: 10 s or more of that person alone; may be repeated."),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[FEATURE=]PATH", help="Where an encoder's weights lie now; may be repeated."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps \\[auto].")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")
+    ] = False,
+) -> None:
+    """Who spoke when in each recording: OUT/NAME.rttm, NAME.json, and NAME.html to look at and listen to.
+
+    Any length, rate and number of channels. Kill it whenever you like: the same command goes on where it was. Recordings
+    that fail are listed and the exit code is 1; the rest is kept.
+
+    [bold]Examples[/bold]
+
+        whowhen diarize meeting.wav
+
+        whowhen diarize recordings/ --run runs/cascade --out told --enrol Ann=ann.wav --enrol Bob=bob.wav
+
+        whowhen diarize 'interviews/*.mp3' --speakers 2
+
+        ffmpeg -i talk.mp4 -f wav - | whowhen diarize -
+    """
+    import tempfile
+
+    import diarizer
+    import featstore
+    from cli.progress import bar
+    from diarizer.inputs import recordings_of, stored
+    from diarizer.jobs import diarize_all
+
+    opened = featstore.open(store) if store else None
+    if not audio and opened is None:
+        raise ValueError("nothing to diarize: name audio files, folders, manifests or -, or a --store")
+    folder = out or Path("whowhen-out")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory() as temporary, going_on_later():
+        recordings = stored(opened, audio or []) if opened else recordings_of(audio or [], Path(temporary))
+        moved = _weights(weights)
+        made = diarizer.load(run, weights=moved, device=device or "auto")
+        for warning in made.warnings:
+            print(f"WARNING {warning}", file=sys.stderr)
+        for pair in enrol or []:
+            name, equals, path = pair.partition("=")
+            if not equals or not name.strip() or not path:
+                raise ValueError(f"--enrol: expected NAME=AUDIO, found {pair!r}")
+            if name.strip() in made.voices:
+                raise ValueError(
+                    f"--enrol: {name.strip()!r} is named twice; join that person's recordings into one file"
+                )
+            made.enrol(name.strip(), path)
+        limits = {"speakers": speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
+        many = f"{len(recordings)} recording{'' if len(recordings) == 1 else 's'}"
+        with bar(f"diarize {many}") as shown:
+            outcome = diarize_all(made, recordings, folder, store=opened, limits=limits, shown=shown.update)
+    _show(outcome, made, folder, as_json)
+    if outcome.failed:
+        raise SystemExit(1)
+
+
+def _weights(pairs: list[str] | None) -> dict[str, str]:
+    moved = {}
+    for pair in pairs or []:
+        feature, equals, path = pair.partition("=")
+        if not equals or not feature or not path:
+            raise ValueError(f"--weights: expected FEATURE=PATH (such as mimi=tokenizer.safetensors), found {pair!r}")
+        moved[feature] = path
+    return moved
+
+
+def _show(outcome: Outcome, made: Diarizer, out: Path, as_json: bool) -> None:
+    if as_json:
+        all_of_it = {
+            "run": str(made.run.path),
+            "out": str(out),
+            "warnings": list(made.warnings),
+            "recordings": list(outcome.told.values()),
+            "there": outcome.there,
+            "failed": outcome.failed,
+            "speed": round(outcome.speed, 2),
+        }
+        print(json.dumps(all_of_it))
+    else:
+        for name, told in outcome.told.items():
+            people = ", ".join(f"{s['name']} {s['share']:.0%}" for s in told["speakers"]) or "nobody speaks"
+            there = " (there already)" if name in outcome.there else ""
+            print(f"{out / name}.html: {len(told['speakers'])} speakers: {people}{there}")
+        if outcome.audio_s:
+            print(f"{outcome.audio_s:.0f} s of audio in {outcome.seconds:.1f} s, {outcome.speed:.1f} × real time")
+    for name, why in outcome.failed.items():
+        print(f"failed: {name}: {why}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,142 @@
+"""What a run's head makes of frames: who is active when, by which voices, and how sure that is."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diarizer.frames import Frames
+from featstore import FrameGrid
+from trainers.cascade.cascade import Cascade, Heard
+from trainers.cascade.clusters import Limits
+from trainers.cascade.decoding import decode, smooth_counts
+from trainers.cascade.inputs import finer
+from trainers.diarization.stitch import voices_in
+from trainers.diarization.whole import Stitching, WholeHead, load_head, stitching_of
+from trainers.runs import Run, RunError
+
+# How fast certainty grows with what a turn's frames are nearer to its voice than to the next one.
+_SURE = 20.0
+
+
+class Told(NamedTuple):
+    """What a head says of a recording.
+
+    Attributes
+    ----------
+    active : (answers, voices) who speaks.
+    sure : (answers, voices) 0 to 1, how sure each of these is.
+    voices : (voices, dim) of length 1: what each sounds like.
+    grid : where answers lie in time.
+    """
+
+    active: NDArray[np.bool_]
+    sure: NDArray[np.float32]
+    voices: NDArray[np.float32]
+    grid: FrameGrid
+
+
+class Head(Protocol):
+    """A trained head.
+
+    Attributes
+    ----------
+    features : that it hears.
+    same : cosine above which two voices are one.
+    """
+
+    features: tuple[str, ...]
+    same: float
+
+    def tell(self, frames: Frames, limits: Limits) -> Told:
+        """Who speaks when in a whole recording, one identity throughout."""
+        ...
+
+    def voices(self, frames: Frames) -> tuple[NDArray[np.float32], NDArray[np.float64], float]:
+        """Voices heard alone: (voices, dim), the share of each, and how many seconds of one voice alone there are."""
+        ...
+
+
+class CascadeHead:
+    """The cascade: counts say when, clusters say who."""
+
+    def __init__(self, cascade: Cascade) -> None:
+        self.cascade = cascade
+        self.features = cascade.config.features
+        self.same = 1 - cascade.choice.threshold
+
+    def tell(self, frames: Frames, limits: Limits) -> Told:
+        """See `Head.tell`."""
+        cascade = self.cascade
+        heard = cascade.hear(frames.read, frames.num_frames)
+        voices = cascade.voices(heard, limits)
+        evidence = cascade.beside(heard, voices)
+        (active,) = decode([evidence], cascade.config.at_once, cascade.choice.decoding)
+        sure = _sure(heard, evidence.cosines, active)
+        return Told(active, sure, voices, finer(cascade.grid, cascade.config.substeps))
+
+    def voices(self, frames: Frames) -> tuple[NDArray[np.float32], NDArray[np.float64], float]:
+        """See `Head.voices`."""
+        cascade = self.cascade
+        heard = cascade.hear(frames.read, frames.num_frames)
+        alone = smooth_counts(heard.counts, 3.0) == 1
+        if not alone.any():
+            return np.zeros((0, heard.frames.shape[1]), np.float32), np.zeros(0), 0.0
+        voices = cascade.voices(heard)
+        near = np.bincount((heard.pieces.vectors @ voices.T).argmax(1), heard.pieces.weights, len(voices))
+        seconds = float(alone.sum()) * cascade.grid.step_s / cascade.config.substeps
+        return voices, near / near.sum(), seconds
+
+
+def _sure(heard: Heard, cosines: NDArray[np.float32], active: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """That so many speak, times that a voice is itself and not the likeliest of those that are silent."""
+    many = active.sum(1)
+    so_many = np.exp(heard.counts[np.arange(len(many)), many.clip(max=heard.counts.shape[1] - 1)])
+    if active.shape[1] < 2:
+        return so_many[:, None] * np.ones((1, active.shape[1]), np.float32)
+    other = np.where(active, -1, cosines).max(1, keepdims=True)
+    return so_many[:, None] / (1 + np.exp(-_SURE * (cosines - other)))
+
+
+class StitchedHead:
+    """Adapter and fusion: overlapping windows, whose channels are stitched to voices."""
+
+    def __init__(self, head: WholeHead, how: Stitching) -> None:
+        self.head, self.how = head, how
+        self.features = head.config.features
+        self.same = 1 - how.apart
+
+    def tell(self, frames: Frames, limits: Limits) -> Told:
+        """See `Head.tell`."""
+        heard = self.head.hear(frames.read, frames.num_frames, self.how.who)
+        active, activity, labels = self.head.active(heard, self.how, limits)
+        return Told(active, activity, voices_in(heard, labels), self.head.grid)
+
+    def voices(self, frames: Frames) -> tuple[NDArray[np.float32], NDArray[np.float64], float]:
+        """See `Head.voices`."""
+        heard = self.head.hear(frames.read, frames.num_frames, self.how.who)
+        active, _, labels = self.head.active(heard, self.how)
+        alone = active[active.sum(1) == 1]
+        if not len(alone):
+            return np.zeros((0, heard.vectors.shape[2]), np.float32), np.zeros(0), 0.0
+        return voices_in(heard, labels), alone.mean(0), len(alone) * self.head.grid.step_s
+
+
+def head_of(run: Run[Any], device: torch.device) -> Head:
+    """The head of a run.
+
+    Raises
+    ------
+    RunError : of a kind that does not say who spoke when in recordings; missing or damaged weights.
+    """
+    if run.config.kind == "cascade":
+        return CascadeHead(Cascade.load(run, device))
+    if run.config.kind in ("adapter", "fusion"):
+        return StitchedHead(load_head(run, device), stitching_of(run))
+    raise RunError(
+        f"{run.path}: a run of kind {run.config.kind} does not say who spoke when in a recording; "
+        "expected a cascade's, an adapter's or a fusion's"
+    )

@@ -1,0 +1,206 @@
+"""`whowhen diarize`: what it writes, that it goes on where it was, and one clear line for everything that is wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+from typer.testing import CliRunner
+
+from cli.evaluation import app as evaluation
+from cli.whowhen import app
+from evaluation.rttm import read_rttm
+from featstore import Turn
+from featstore.corpora.rttm import write_rttm
+from tests.tones import RATE_HZ, sound_of, turns_of, voice, write
+
+pytestmark = pytest.mark.usefixtures("knows_fakes")
+SECONDS = 30.0
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*args, stdin: bytes | None = None):
+    return CliRunner().invoke(app, ["diarize", *map(str, args)], input=stdin)
+
+
+def meeting(path: Path, seed: int = 7) -> tuple[Turn, ...]:
+    turns = turns_of(seed, SECONDS)
+    write(path, sound_of(turns, SECONDS, seed))
+    return turns
+
+
+def test_files_of_a_recording(folder, tone_run):
+    turns = meeting(folder / "meeting one.wav")
+    done = run("meeting one.wav", "--run", tone_run, "--out", "out")
+    assert done.exit_code == 0, done.stderr
+    assert sorted(p.name for p in Path("out").iterdir()) == [f"meeting one.{end}" for end in ("html", "json", "rttm")]
+    assert re.search(r"out/meeting one\.html: 3 speakers: speaker1 \d+%", done.stdout)
+    assert re.search(r"30 s of audio in \d+\.\d s, \d+\.\d × real time", done.stdout)
+    told = json.loads(Path("out/meeting one.json").read_text())
+    assert [t["speaker"] for t in told["turns"]] == [t.speaker for t in read_rttm("out")["meeting_one"]]
+    write_rttm("ref.rttm", {"meeting_one": turns})
+    scored = CliRunner().invoke(evaluation, ["der", "--ref", "ref.rttm", "--hyp", "out", "--json"])
+    assert json.loads(scored.stdout)["corpus"]["der"] < 0.1
+    page = Path("out/meeting one.html").read_text()
+    assert "data:audio/mpeg;base64," in page
+    assert not re.search(r"(src|href)=.?https?:", page)
+
+
+def test_folders_patterns_manifests_and_stdin(folder, tone_run):
+    (folder / "in" / "deep").mkdir(parents=True)
+    meeting(folder / "in" / "a.wav")
+    meeting(folder / "in" / "deep" / "a.flac", 8)
+    Path("in/notes.txt").write_text("no audio")
+    Path("m.jsonl").write_text(
+        json.dumps({"audio_filepath": "in/a.wav", "offset": 5.0, "duration": 10.0, "utt_id": "part"}) + "\n"
+    )
+    done = run("in", "in/*.wav", "m.jsonl", "--run", tone_run, "--json")
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [r["recording"] for r in told["recordings"]] == ["a", "deep-a", "part"]  # each once
+    assert told["recordings"][2]["duration_s"] == 10.0
+    assert sorted(p.name for p in Path("whowhen-out").glob("*.rttm")) == ["a.rttm", "deep-a.rttm", "part.rttm"]
+    piped = run("-", "--run", tone_run, "--json", stdin=Path("in/a.wav").read_bytes())
+    assert json.loads(piped.stdout)["recordings"][0]["turns"] == told["recordings"][0]["turns"]
+
+
+def test_it_goes_on_where_it_was_and_a_broken_file_costs_only_itself(folder, tone_run):
+    meeting(folder / "a.wav")
+    Path("b.wav").write_bytes(b"RIFF no audio")
+    meeting(folder / "c.wav", 9)
+    done = run("a.wav", "b.wav", "c.wav", "--run", tone_run, "--json")
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    assert [r["recording"] for r in told["recordings"]] == ["a", "c"]
+    assert list(told["failed"]) == ["b"]
+    assert "failed: b: b.wav: not audio" in done.stderr
+    before = {p: p.stat().st_mtime_ns for p in Path("whowhen-out").iterdir()}
+    Path("whowhen-out/c.html").unlink()
+    meeting(folder / "b.wav", 10)
+    again = json.loads(run("a.wav", "b.wav", "c.wav", "--run", tone_run, "--json").stdout)
+    assert again["there"] == ["a"]
+    assert [r["recording"] for r in again["recordings"]] == ["a", "b", "c"]
+    after = {p: p.stat().st_mtime_ns for p in Path("whowhen-out").iterdir()}
+    assert {p.stem for p in before if after[p] == before[p]} == {"a"}
+    # other sound, or another question, is not what is there
+    meeting(folder / "a.wav", 11)
+    assert json.loads(run("a.wav", "c.wav", "--run", tone_run, "--json").stdout)["there"] == ["c"]
+    assert json.loads(run("c.wav", "--run", tone_run, "--json", "--speakers", 2).stdout)["there"] == []
+
+
+def test_known_voices(folder, tone_run):
+    turns = (Turn(0.5, 9.0, "s0"), Turn(10.0, 20.0, "s3"), Turn(21.0, 29.0, "s1"))
+    write(folder / "x.wav", sound_of(turns, SECONDS))
+    write(folder / "ann.wav", voice(3))
+    done = run("x.wav", "--run", tone_run, "--enrol", "Ann Lee=ann.wav", "--json")
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)["recordings"][0]
+    assert [s["name"] for s in told["speakers"]] == ["speaker1", "Ann Lee", "speaker2"]
+    assert [s["enrolled"] for s in told["speakers"]] == [False, True, False]
+    assert read_rttm("whowhen-out")["x"].speakers == ("speaker1", "Ann_Lee", "speaker2")
+
+
+def test_features_of_a_store(folder, tone_run, tone_store):
+    done = run("test/*", "--store", tone_store.path, "--run", tone_run, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert [r["recording"] for r in json.loads(done.stdout)["recordings"]] == ["test-0", "test-1"]
+    assert "No sound" in Path("whowhen-out/test-0.html").read_text()
+
+
+def bad_inputs(tone_run: Path, tone_store: Path) -> dict[str, tuple[list, int, str]]:
+    """What is asked, the exit code, and what the one line has to say."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(RATE_HZ * 2).astype(np.float32)
+    sf.write("good.wav", sound_of(turns_of(7, 10.0), 10.0), RATE_HZ)
+    sf.write("short.wav", noise[:800], RATE_HZ)
+    sf.write("none.wav", noise[:0], RATE_HZ)
+    sf.write("silent.wav", np.zeros(RATE_HZ * 5), RATE_HZ)
+    sf.write("nan.wav", np.where(np.arange(len(noise)) == 99, np.nan, noise), RATE_HZ, "FLOAT")
+    sf.write("two.wav", sound_of((Turn(0, 4, "s1"), Turn(4, 8, "s3")), 8.0), RATE_HZ)
+    sf.write("ann.wav", voice(2), RATE_HZ)
+    sf.write("word.wav", voice(2, 2.0), RATE_HZ)
+    Path("empty.wav").touch()
+    Path("text.wav").write_text("hello")
+    Path("cut.wav").write_bytes(Path("good.wav").read_bytes()[:20000])
+    Path("bad.jsonl").write_text("{")
+    Path("gone.jsonl").write_text('{"audio_filepath": "gone.wav"}\n')
+    Path("late.jsonl").write_text('{"audio_filepath": "good.wav", "offset": 60, "duration": 5}\n')
+    Path("folder").mkdir()
+    Path("file").write_text("x")
+    Path("broken").mkdir()
+    Path("broken/config.json").write_text("{}")
+    return {
+        "nothing": ([], 2, "nothing to diarize: name audio"),
+        "no such file": (["gone.wav"], 2, "gone.wav: no such file, folder or pattern"),
+        "no match": (["*.mp3"], 2, r"\*.mp3: no file matches"),
+        "empty folder": (["folder"], 2, "folder: no audio in this folder"),
+        "bad manifest": (["bad.jsonl"], 2, "bad.jsonl:1: not JSON"),
+        "manifest of nothing": (["gone.jsonl"], 1, "gone.wav: no such file"),
+        "part behind the end": (["late.jsonl"], 1, "the manifest says 60 s"),
+        "empty": (["empty.wav"], 1, r"empty.wav: the file is empty \(0 bytes\)"),
+        "text": (["text.wav"], 1, "text.wav: not audio"),
+        "cut short": (["cut.wav"], 1, "cut.wav: cut short"),
+        "no samples": (["none.wav"], 1, "none.wav: (no samples|too short)"),
+        "too short": (["short.wav"], 1, "short.wav: too short: 0.10 s, expected 0.5 s"),
+        "silent": (["silent.wav"], 1, "silent.wav: silent"),
+        "NaN": (["nan.wav"], 1, "nan.wav: a sample is NaN"),
+        "no run": (["good.wav", "--run", "folder"], 2, "folder: not a run"),
+        "broken run": (["good.wav", "--run", "broken"], 2, "config.json: damaged"),
+        "speakers": (["good.wav", "--speakers", 0], 2, "--speakers: expected 1 to 100, found 0"),
+        "limits": (["good.wav", "--min-speakers", 3, "--max-speakers", 2], 2, "--min-speakers 3 is more than --max-speakers 2"),
+        "twice said": (["good.wav", "--speakers", 3, "--max-speakers", 2], 2, "leave out --min-speakers and --max"),
+        "out is a file": (["good.wav", "--out", "file"], 2, "file: cannot be written into"),
+        "enrol without a name": (["good.wav", "--enrol", "ann.wav"], 2, "--enrol: expected NAME=AUDIO, found 'ann.wav'"),
+        "enrol without a file": (["good.wav", "--enrol", "Ann=gone.wav"], 2, "gone.wav: no such file"),
+        "enrol too short": (["good.wav", "--enrol", "Ann=word.wav"], 2, r"voice of 'Ann' \(word.wav\): too short: \d"),
+        "enrol silent": (["good.wav", "--enrol", "Ann=silent.wav"], 2, "silent.wav: silent"),
+        "enrol two": (["good.wav", "--enrol", "Ann=two.wav"], 2, r"voice of 'Ann' \(two.wav\): two people speak"),
+        "enrolled twice": (["good.wav", "--enrol", "Ann=ann.wav", "--enrol", "Ann=ann.wav"], 2, "--enrol: 'Ann' is named twice"),
+        "weights without a feature": (["good.wav", "--weights", "x.safetensors"], 2, "--weights: expected FEATURE=PATH"),
+        "weights of another feature": (["good.wav", "--weights", "mimi=x"], 2, "was trained on fake"),
+        "no store": (["--store", "folder"], 2, "folder"),
+        "not in the store": (["nobody", "--store", tone_store], 2, "no utterance 'nobody'"),
+        "device": (["good.wav", "--device", "abacus"], 2, "device must be auto, cpu"),
+        "same names": (["good.wav", "./here/../good.wav"], 2, "no such file"),
+    }  # fmt: skip
+
+
+def test_everything_wrong_gets_one_clear_line(folder, tone_run, tone_store):
+    cases = bad_inputs(tone_run, tone_store.path)
+    assert len(cases) >= 25
+    for name, (args, code, line) in cases.items():
+        done = run(*args, *([] if "--run" in args else ["--run", tone_run]), "--device", "cpu") if "--device" not in args else run(*args, "--run", tone_run)  # fmt: skip
+        lines = done.stderr.strip().splitlines()
+        assert done.exit_code == code, f"{name}: {done.exit_code} {done.stderr} {done.exception}"
+        assert len(lines) == 1, f"{name}: {done.stderr}"
+        assert re.match("error: " if code == 2 else "failed: ", lines[0]), f"{name}: {lines[0]}"
+        assert re.search(line, lines[0]), f"{name}: {lines[0]}"
+
+
+def test_a_terminal_is_no_recording(folder, tone_run, monkeypatch):
+    from diarizer.inputs import recordings_of
+
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with pytest.raises(ValueError, match="standard input is a terminal"):
+        recordings_of(["-"], folder)
+
+
+def test_recordings_of_one_name_are_told_apart(folder, tone_run):
+    for name in ("monday", "tuesday"):
+        Path(name).mkdir()
+        meeting(folder / name / "talk.wav")
+    told = json.loads(run("monday/talk.wav", "tuesday/talk.wav", "--run", tone_run, "--json").stdout)
+    assert [r["recording"] for r in told["recordings"]] == ["monday-talk", "tuesday-talk"]

@@ -1,0 +1,103 @@
+"""Windows become recordings: one voice throughout, whatever channel it has in a window."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from trainers.cascade.clusters import Limits
+from trainers.diarization.stitch import Heard, join, sound_of, starts_of, stitch, voices_in
+
+LENGTH, HOP, CHANNELS, VOICES, DIM = 60, 15, 4, 6, 16
+
+
+def recording(seed: int, frames: int = 600, noise: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+    """(frames, voices) who speaks, and (frames, dim) what that sounds like."""
+    rng = np.random.default_rng(seed)
+    who = np.zeros((frames, VOICES), bool)
+    at = 0
+    while at < frames:
+        length = int(rng.integers(10, 25))
+        who[at : at + length, rng.integers(VOICES)] = True
+        at += length - int(rng.integers(-4, 4))
+    sounds = np.linalg.qr(np.random.default_rng(1).standard_normal((DIM, DIM)))[0][:VOICES]
+    vectors = who @ sounds + noise * rng.standard_normal((frames, DIM))
+    return who, (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def heard(who: np.ndarray, vectors: np.ndarray, seed: int = 0) -> Heard:
+    """As a head would hear it: the channels of each window are drawn anew."""
+    rng = np.random.default_rng(seed)
+    starts = starts_of(len(who), LENGTH, HOP)
+    activity = np.zeros((len(starts), LENGTH, CHANNELS), np.float32)
+    rows, alone = [], []
+    for w, start in enumerate(starts):
+        part = who[start : start + LENGTH]
+        talk = np.argsort(-part.sum(0), kind="stable")[:CHANNELS]
+        activity[w] = 0.02 + 0.96 * part[:, rng.permutation(talk)]
+        row, frames = sound_of(activity[w], vectors[start : start + LENGTH])
+        rows.append(row)
+        alone.append(frames)
+    return Heard(starts, activity, np.stack(rows), np.stack(alone), len(who))
+
+
+def wrong(who: np.ndarray, found: np.ndarray) -> float:
+    from scipy.optimize import linear_sum_assignment
+
+    shared = (who.T.astype(int) @ found.astype(int)).astype(float)
+    rows, columns = linear_sum_assignment(shared, maximize=True)
+    return 1 - shared[rows, columns].sum() / who.sum()
+
+
+def test_windows_cover_a_recording_and_end_with_it():
+    assert starts_of(100, 60, 15).tolist() == [0, 15, 30, 40]
+    assert starts_of(60, 60, 15).tolist() == [0]
+    assert starts_of(10, 60, 15).tolist() == [0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_voice_throughout_and_more_than_a_window_has_channels(seed):
+    who, vectors = recording(seed)
+    made = heard(who, vectors)
+    voices = stitch(made, 0.5)
+    assert voices.max() + 1 == VOICES  # a window has four channels
+    assert wrong(who, join(made, voices) >= 0.5) < 0.08
+    for row in voices:  # two channels of a window are never one voice
+        there = row[row >= 0]
+        assert len(set(there)) == len(there)
+
+
+def test_who_comes_back_after_long_absence_is_known_again():
+    who, vectors = recording(3)
+    who[200:500, 0] = False
+    vectors = np.where(who.any(1, keepdims=True), vectors, np.roll(vectors, 7, axis=1))
+    made = heard(who, vectors)
+    assert wrong(who, join(made, stitch(made, 0.5)) >= 0.5) < 0.1
+
+
+def test_without_telling_sounds_the_shared_seconds_alone_hold_a_voice():
+    """Two speakers who sound the same stay two while windows overlap: what they do there tells them apart."""
+    who = np.zeros((300, VOICES), bool)
+    for at in range(0, 300, 20):
+        who[at : at + 10, 0], who[at + 10 : at + 20, 1] = True, True
+    vectors = np.tile(np.eye(DIM, dtype=np.float32)[0], (300, 1))
+    made = heard(who, vectors)
+    voices = stitch(made, 0.5)
+    assert voices.max() + 1 == 2
+    assert wrong(who[:, :2], join(made, voices) >= 0.5) == 0
+
+
+def test_as_many_voices_as_asked_for():
+    who, vectors = recording(0)
+    made = heard(who, vectors)
+    assert stitch(made, 0.5, limits=Limits(4, 4)).max() + 1 == 4
+    assert stitch(made, 0.001, limits=Limits(1, 5)).max() + 1 == 5
+    assert voices_in(made, stitch(made, 0.5)).shape == (VOICES, DIM)
+
+
+def test_silence_has_no_voices():
+    made = Heard(np.array([0, 15]), np.zeros((2, LENGTH, CHANNELS), np.float32), np.zeros((2, CHANNELS, DIM), np.float32), np.zeros((2, CHANNELS), int), 75)  # fmt: skip
+    voices = stitch(made, 0.5)
+    assert voices.max() == -1
+    assert join(made, voices).shape == (75, 0)
+    assert voices_in(made, voices).shape == (0, DIM)

@@ -1,0 +1,89 @@
+"""A head on whole recordings: windows in, one voice throughout out, chosen on dev."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import featstore
+from featstore import MIMI_GRID
+from tests.sessions import make_store
+from trainers.config import FitConfig
+from trainers.diarization.fit import fit_diarizer
+from trainers.diarization.sessions import load_sessions
+from trainers.diarization.whole import Stitching, WholeHead, activities, load_head, measure_whole, stitching_of
+from trainers.runs import Run
+from trainers.scale import OneScale
+
+POOL, DIM = 6, 16
+SETTINGS = ("crop_s=6.4", "speakers=3", "thresholds=0.3,0.5", "medians=1,3", "device=cpu")
+
+
+class Arrivals(nn.Module):
+    """Knows who is active, and gives channels out anew in each window: by arrival in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = OneScale(DIM)
+
+    def forward(self, features, mask=None):
+        active = features[:, :, :POOL] > 0.5
+        logits = torch.full((*active.shape[:2], 3), -4.0)
+        for row, window in enumerate(active):
+            here = [k for k in range(POOL) if window[:, k].sum() > 2]
+            for channel, k in enumerate(sorted(here, key=lambda k: int(window[:, k].int().argmax()))[:3]):
+                logits[row, window[:, k], channel] = 4.0
+        return logits
+
+
+def sessions(path, test_noise: float = 0.1):
+    store = featstore.open(make_store(path, {"train": 1, "dev": 3, "test": 3}, seconds=40.0, dim=DIM, pool=POOL, noise=test_noise))  # fmt: skip
+    config = FitConfig.make("adapter", settings=SETTINGS)
+    return store, config, load_sessions(store, config)
+
+
+def test_channels_that_change_become_voices_that_last(tmp_path):
+    store, config, found = sessions(tmp_path / "store")
+    head = WholeHead(Arrivals(), config, MIMI_GRID, {"mimi": DIM}, torch.device("cpu"))
+    figures = measure_whole(head, store, found.dev, found.test)
+    assert figures["whole"]["der"] < 0.06
+    assert figures["whole"]["confusion"] < 0.01
+    assert set(figures["whole"]) >= {"der", "missed_detection", "false_alarm", "confusion", "total_s"}
+    # what was chosen is of dev alone
+    again = measure_whole(head, store, found.dev, found.dev)
+    assert again["stitching"] == figures["stitching"]
+    assert figures["stitching"]["who"] == "mimi"
+
+
+def test_the_end_of_a_recording_is_heard_as_its_middle_is(tmp_path):
+    _, config, _ = sessions(tmp_path / "store")
+    head = WholeHead(Arrivals(), config, MIMI_GRID, {"mimi": DIM}, torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    frames = (np.eye(DIM)[np.repeat(rng.integers(0, 3, 30), 12)] + 0.05 * rng.standard_normal((360, DIM))).astype(
+        np.float32
+    )
+    for length in (360, 357, 81, 80, 30, 3):
+        heard = head.hear(lambda names, start, stop, n=length: frames[start : min(stop, n)], length, "mimi")
+        active, activity, _ = head.active(heard, Stitching("mimi", 0.5, 0.0, 0.5, 1))
+        assert active.shape[0] == activity.shape[0] == length
+        if length > 12:
+            assert active.any(1).mean() > 0.97
+
+
+def test_a_fitted_run_says_how_it_does_on_whole_sessions(tmp_path):
+    store, _, _ = sessions(tmp_path / "store")
+    tiny = ("width=8", "heads=2", "layers=1", "ffn=16", "epochs=1", "crops_per_epoch=4", "batch_size=2")
+    run = Run.create(tmp_path / "run", FitConfig.make("adapter", settings=(*SETTINGS, *tiny)), store)
+    result = fit_diarizer(run, store)
+    assert set(result["whole"]) == set(result["test"])
+    assert result["whole"]["total_s"] == pytest.approx(result["test"]["total_s"], rel=0.02)
+    assert stitching_of(run) == Stitching(
+        **{k: v for k, v in result["stitching"].items() if k not in ("dev_der", "overlaps")}
+    )
+    head = load_head(Run.open(run.path), torch.device("cpu"))
+    frames = store.frames("mimi", store.ids[0], 0, 80).astype(np.float32)[None]
+    assert activities(head.model, frames, 80, head.device).shape == (1, 80, 3)
+    reference = Run.create(tmp_path / "published", FitConfig.make("adapter", settings=(*SETTINGS, *tiny), protocol="reference"), store)  # fmt: skip
+    assert "whole" not in fit_diarizer(reference, store)

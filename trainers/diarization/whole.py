@@ -1,0 +1,216 @@
+"""Adapter and fusion on whole recordings: how they hear one, what is chosen on dev, how test comes out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from evaluation.frames import decode, frames_to_turns
+from evaluation.runs import RESULT
+from evaluation.turns import Turns
+from featstore import FrameGrid, Store
+from trainers.cascade.choosing import with_those_beside
+from trainers.cascade.clusters import ANY, Limits, unit
+from trainers.cascade.inputs import Read, read
+from trainers.cascade.measuring import Truth
+from trainers.checkpoint import load_best
+from trainers.diarization.config import DiarizationConfig
+from trainers.diarization.models import Adapter
+from trainers.diarization.sessions import Session
+from trainers.diarization.stitch import Heard, join, sound_of, starts_of, stitch
+from trainers.runs import Run
+from trainers.scale import OneScale, Scale
+
+#: Windows begin so many times in the length of one.
+OVERLAPS = 4
+_BATCH = 16
+_THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(2, 21))
+_SHARES = (0.0, 0.02, 0.05)
+
+
+@dataclass(frozen=True)
+class Stitching:
+    """What dev decides.
+
+    Attributes
+    ----------
+    who : features whose frames say who, joined by ``+``.
+    apart : cosine distance at which clusters are two voices.
+    min_share : of the frames alone; a smaller cluster is no voice.
+    threshold, median : of activities, as in `evaluation.frames.decode`.
+    """
+
+    who: str
+    apart: float = 0.5
+    min_share: float = 0.02
+    threshold: float = 0.5
+    median: int = 5
+
+
+@dataclass(frozen=True, eq=False)
+class WholeHead:
+    """A trained adapter or fusion that answers for whole recordings."""
+
+    model: nn.Module
+    config: DiarizationConfig
+    grid: FrameGrid
+    dims: dict[str, int]
+    device: torch.device
+
+    @property
+    def length(self) -> int:
+        """Frames of a window."""
+        return max(1, round(self.config.crop_s / self.grid.step_s))
+
+    def hear(self, read: Read, num_frames: int, who: str) -> Heard:
+        """What the head hears in overlapping windows; `who` is the feature that says who."""
+        starts = starts_of(num_frames, self.length, max(1, self.length // OVERLAPS))
+        activity = np.zeros((len(starts), self.length, self.config.speakers), np.float32)
+        vectors, alone = [], np.zeros((len(starts), self.config.speakers), np.int64)
+        columns = self._columns(who)
+        for first in range(0, len(starts), _BATCH):
+            here = starts[first : first + _BATCH].tolist()
+            frames = np.zeros((len(here), self.length, sum(self.dims.values())), np.float32)
+            for row, start in zip(frames, here, strict=True):
+                part = read(self.config.features, start, min(start + self.length, num_frames))
+                row[: len(part)] = part
+            real = min(self.length, num_frames)
+            found = activities(self.model, frames, real, self.device)
+            activity[first : first + len(here), :real] = found[:, :real]
+            scaled = self._scaled(frames)[:, :, columns]
+            for k, (window, rows) in enumerate(zip(found, scaled, strict=True), first):
+                told, alone[k] = sound_of(window[:real], unit(rows[:real]))
+                vectors.append(told)
+        return Heard(starts, activity, np.stack(vectors), alone, num_frames)
+
+    def active(
+        self, heard: Heard, how: Stitching, limits: Limits = ANY
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32], NDArray[np.int64]]:
+        """(frames, voices) who is active, how active, and which voice each window's channels are."""
+        voices = stitch(heard, how.apart, how.min_share, limits)
+        activity = join(heard, voices)
+        return decode(activity, how.threshold, how.median), activity, voices
+
+    def turns(self, active: NDArray[np.bool_]) -> Turns:
+        return frames_to_turns(active, self.grid, [f"voice{k}" for k in range(active.shape[1])])
+
+    def _columns(self, who: str) -> slice:
+        begin = 0
+        for name, dim in self.dims.items():
+            if name == who:
+                return slice(begin, begin + dim)
+            begin += dim
+        return slice(0, begin)
+
+    def _scaled(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        scale = cast(OneScale, self.model.scale)
+        return Scale(scale.mean.cpu().numpy(), scale.size.cpu().numpy())(frames)
+
+
+@torch.inference_mode()
+def activities(model: nn.Module, frames: NDArray[np.float32], real: int, device: torch.device) -> NDArray[np.float32]:
+    """What a head says of windows: (windows, frames, channels) 0 to 1 of frames (windows, frames, dim) as a store has them.
+
+    Parameters
+    ----------
+    real : frames of each window; those behind are padding.
+    """
+    model.eval()
+    mask = None
+    if real < frames.shape[1]:
+        mask = torch.arange(frames.shape[1], device=device).expand(len(frames), -1) < real
+    found: NDArray[np.float32] = model(torch.from_numpy(frames).to(device), mask).float().sigmoid().cpu().numpy()
+    return found
+
+
+def load_head(run: Run[Any], device: torch.device) -> WholeHead:
+    """The best weights of a run of the kind adapter or fusion.
+
+    Raises
+    ------
+    RunError : missing or damaged.
+    """
+    config = run.config
+    dims = {name: run.features[name].dim for name in config.features}
+    sizes = [name for name in inspect.signature(Adapter).parameters if name != "dim"]
+    model = Adapter(sum(dims.values()), **{name: getattr(config, name) for name in sizes})
+    load_best(run, model)
+    return WholeHead(model.to(device), config, run.features[config.features[0]].grid, dims, device)
+
+
+def stitching_of(run: Run[Any]) -> Stitching:
+    """What dev decided for this run; of a run that was fitted before there was anything to decide, the defaults."""
+    try:
+        chosen = run.read_json(RESULT)["stitching"]
+        return Stitching(**{key: chosen[key] for key in ("who", "apart", "min_share", "threshold", "median")})
+    except (OSError, KeyError, ValueError):
+        return Stitching(run.config.features[-1])
+
+
+def measure_whole(
+    head: WholeHead,
+    store: Store,
+    dev: Sequence[Session],
+    test: Sequence[Session],
+) -> dict[str, Any]:
+    """Choose on dev, measure test.
+
+    Returns
+    -------
+    What result.json holds: "whole", errors over all test sessions; "stitching", what was chosen.
+    """
+    best, figures = choose(head, store, dev)
+    truth = Truth(test, head.grid)
+    turns = [head.turns(head.active(_listen(head, store, s, best.who), best)[0]) for s in test]
+    return {
+        "whole": truth.total(turns).to_json(),
+        "stitching": asdict(best) | {"dev_der": figures["der"], "overlaps": OVERLAPS},
+    }
+
+
+def _listen(head: WholeHead, store: Store, session: Session, who: str) -> Heard:
+    return head.hear(lambda names, start, stop: read(store, names, session.id, start, stop), session.num_frames, who)
+
+
+def choose(head: WholeHead, store: Store, dev: Sequence[Session]) -> tuple[Stitching, dict[str, Any]]:
+    """The stitching of low DER on dev: first who and where clusters end, then what decides on activity.
+
+    Where clusters end is the distance whose DER, averaged with those of the distances beside it, is least: a step too far
+    joins two voices for good.
+    """
+    truth = Truth(dev, head.grid)
+    config = head.config
+    middle = config.thresholds[len(config.thresholds) // 2], config.medians[len(config.medians) // 2]
+    heard_by = {who: [_listen(head, store, session, who) for session in dev] for who in config.features}
+    rows: list[tuple[float, Stitching]] = []
+    for who, heard in heard_by.items():
+        for share in _SHARES:
+            tried = [Stitching(who, apart, share, *middle) for apart in _THRESHOLDS]
+            rows += zip(with_those_beside([_der(head, truth, heard, how) for how in tried]), tried, strict=True)
+    how = min(rows, key=lambda row: row[0])[1]
+    heard = heard_by[how.who]
+    joined = [join(h, stitch(h, how.apart, how.min_share)) for h in heard]
+    decoded = []
+    for median in config.medians:
+        for threshold in config.thresholds:
+            turns = [head.turns(decode(activity, threshold, median)) for activity in joined]
+            decoded.append(
+                (_number(truth.total(turns).der), Stitching(how.who, how.apart, how.min_share, threshold, median))
+            )
+    der, best = min(decoded, key=lambda row: row[0])
+    return best, {"der": der if np.isfinite(der) else None}
+
+
+def _der(head: WholeHead, truth: Truth, heard: Sequence[Heard], how: Stitching) -> float:
+    return _number(truth.total([head.turns(head.active(each, how)[0]) for each in heard]).der)
+
+
+def _number(der: float) -> float:
+    return np.inf if np.isnan(der) else der
