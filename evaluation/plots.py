@@ -200,7 +200,8 @@ def training(name: str, history: Mapping[str, Sequence[float]], taken: int | Non
     losses = {"train": history.get("train_loss", history.get("loss")), "dev": history.get("dev_loss")}
     rates = {"dev DER, %": history.get("dev_der"), "accuracy, %": history.get("accuracy")}
     below = [(label, values) for label, values in rates.items() if values is not None]
-    kept = history[by][list(history["epoch"]).index(taken)] if taken in history.get("epoch", ()) else None
+    epochs = list(history.get("epoch", ()))
+    kept = history[by][epochs.index(taken)] if taken is not None and taken in epochs else None
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(1 + len(below), 1, sharex=True, squeeze=False)[:, 0]
