@@ -14,6 +14,7 @@ from diarizer.answer import Answer
 from diarizer.page import render, write_page
 from diarizer.sound import Sound
 from evaluation.turns import Turns
+from tests.browser import needs_browser, violations
 from tests.tones import voice, write
 
 
@@ -76,3 +77,10 @@ def test_short_sound_is_inside_and_long_sound_beside(tmp_path, monkeypatch, most
 def test_a_recording_in_which_nobody_speaks():
     page = render(answer(turns=Turns.from_arrays([], [], []), sure=np.zeros(0)), None)
     assert "Nobody speaks" in page
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
+def test_axe_finds_nothing(tmp_path, width, dark):
+    needs_browser()
+    page = render(answer(warnings=("demo weights: toys",)), "data:audio/mpeg;base64,")
+    assert violations(page, tmp_path, width=width, dark=dark) == []
