@@ -182,7 +182,7 @@ def report(
 
     [bold]Examples[/bold]
 
-        evaluation report runs/* --out report
+        evaluation report runs --out report
 
         evaluation report runs/probe runs/adapter --out report --json
     """

@@ -138,10 +138,10 @@ def _of_pair(codec: Names, voice: Names, rows: Sequence[Row], num_resamples: int
         return _answer("unknown", unknown, f"{first}, but no head with {called(voice)} beside it was fitted", [alone])
     by = {v: [b for b in beside if b.verdict == v] for v in ("better", "worse", "unclear", "unknown")}
     knows, trivial = _knows_something(alone, num_resamples, seed)
-    told = [b for b in by["better"] if _knows_something(b.row, num_resamples, seed)[0]]
-    if by["better"] and not knows and not told:
+    able = [b for b in by["better"] if _knows_something(b.row, num_resamples, seed)[0]]
+    if by["better"] and not knows and not able:
         verdict, lead = "unclear", f"Neither {called(codec)} alone nor {called(voice)} beside it tells it in these runs"
-    elif told:
+    elif able:
         verdict = "partly" if knows else "no"
         part = "part of it" if knows else "nothing of it"
         lead = f"{called(codec)} alone tells {part}; it needs {called(voice)} beside it"
@@ -191,7 +191,7 @@ def _basis(rows: Sequence[Row]) -> str:
 
 
 def _answer(verdict: str, lead: str, detail: str, rows: Sequence[Row]) -> dict[str, Any]:
-    told = {"lead": f"{lead}.", "detail": f"{detail.removesuffix('.')}.", "basis": _basis(rows) if rows else ""}
+    told = {"lead": f"{lead}.", "detail": f"{_first(detail).removesuffix('.')}.", "basis": _basis(rows) if rows else ""}
     return {
         **told,
         "text": " ".join(filter(None, told.values())),
