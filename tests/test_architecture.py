@@ -19,7 +19,8 @@ import pytest
 from tests.conftest import ROOT
 
 #: What ships, and beside it the scripts.
-PACKAGES, SCRIPTS = ("featstore", "evaluation", "trainers", "diarizer", "cli"), ("nano", "benchmarks", "data_manifests")
+PACKAGES = ("featstore", "evaluation", "trainers", "diarizer", "cli")
+SCRIPTS = ("nano", "benchmarks", "data_manifests", "examples")
 #: A module may import from its own room and from the floors before. `featstore` stands for what is in no room of it.
 FLOORS = (
     ("featstore.types", "featstore.files", "featstore.settings"),

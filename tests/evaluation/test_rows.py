@@ -250,7 +250,7 @@ def test_the_answer_says_what_the_intervals_allow() -> None:
 
 def test_without_the_runs_it_takes_there_is_no_answer() -> None:
     alone, both = heads(alone=0.4, both=0.3)
-    assert answer([both], 20, 0)["verdict"] == "unknown" and "no head on lyra alone" in answer([both], 20, 0)["text"]
+    assert answer([both], 20, 0)["verdict"] == "unknown" and "No head on lyra alone" in answer([both], 20, 0)["text"]
     assert answer([], 20, 0)["verdict"] == answer([alone], 20, 0)["verdict"] == "unknown"
 
 

@@ -274,6 +274,7 @@ def test_the_report_has_its_row_and_its_timelines(tmp_path):
     for name in ("true when own who", "own when true who"):
         assert told[f"DER, {name}"] == result["ceilings"][name.replace(" ", "_")]["test"]["der"]
     assert "whole, one identity throughout" in row["sound"]["on"]
+    assert result["train_s"] == pytest.approx(6 * SECONDS, abs=6 * MIMI_GRID.step_s)
     assert facts["failed_checks"] == []
     page = (tmp_path / "page" / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ").replace("&nbsp;", " ")
     assert "4 cascade: Mimi says when, TitaNet who: test/0" in page
