@@ -369,6 +369,13 @@ def test_frames_survive_the_way_through_turns(rows: list[list[bool]], start: int
         np.testing.assert_array_equal(back, active)
 
 
+def test_a_frame_that_begins_before_the_recording_is_cut_at_its_start() -> None:
+    turns = frames_to_turns([[1], [0], [1], [1]], FrameGrid(0.0, 1.0), "a")
+    assert [(t.start_s, t.end_s) for t in turns] == [(0.0, 0.5), (1.5, 3.5)]
+    turns = frames_to_turns([[1], [0]], FrameGrid(0.0, 1.0), "a", start=2)
+    assert [(t.start_s, t.end_s) for t in turns] == [(1.5, 2.5)]
+
+
 def test_median_filter_equals_scipy() -> None:
     from scipy.ndimage import median_filter
 
@@ -464,6 +471,9 @@ def test_folders_of_rttm(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_rttm(tmp_path / f"{name}.rttm", {name: draw(A="--", B=" --")})
     assert list(read_rttm(tmp_path)) == ["a", "b"]
+    (tmp_path / "below" / "that").mkdir(parents=True)
+    write_rttm(tmp_path / "below" / "that" / "d.rttm", {"d": draw(A="--")})
+    assert list(read_rttm(tmp_path)) == ["a", "b", "d"]
     write_rttm(tmp_path / "c.rttm", {"a": draw(A="--")})
     with pytest.raises(ValueError, match="recording 'a' is also in"):
         read_rttm(tmp_path)
@@ -473,6 +483,8 @@ def test_uem_files(tmp_path: Path) -> None:
     path = tmp_path / "a.uem"
     path.write_text(";; comment\nm 1 5 7\nm 1 0.0 2\nm\t1  1 3\n\n")
     np.testing.assert_array_equal(read_uem(path)["m"], [[0, 3], [5, 7]])
+    path.write_text("m 1 0 9\nm 1 2 3\nm 1 9 10\nm 1 12 12\nm 1 12 13\nm 1 11 11\n")  # inside, touching, of no length
+    np.testing.assert_array_equal(read_uem(path)["m"], [[0, 10], [12, 13]])
     for text, message in (
         ("m 1 3 2\n", "a.uem:1: the region ends at 2 s, before it starts at 3 s"),
         ("m 1 0\n", "a.uem:1: expected 4 fields"),

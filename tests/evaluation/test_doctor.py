@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import featstore
 from cli.evaluation import app
+from evaluation import doctor
 from evaluation.audit import check_run, check_store
 from evaluation.diarization import score
 from evaluation.doctor import Check, check_reference, failed
@@ -84,10 +86,43 @@ def test_arrival_by_hand() -> None:
     assert find(checks, "a perfect diarizer").level == "ok"
 
 
+def test_a_long_recording_gives_more_crops_and_those_without_speech_do_not_count() -> None:
+    """Of crops with speech nearly all are of "m", whose second speaker is alone in its last 100 s."""
+    reference = {
+        "m": Turns.of([Turn(0, 1, "A"), Turn(900, 1000, "B")]),
+        "short": Turns.of([Turn(0, 100, "A")]),
+    }
+    checks = check_reference(reference, np.random.default_rng(0), num_crops=400)
+    assert 75 < float(find(checks, "arrival order is not").found.split()[0]) < 99
+    assert all(70 < float(x.split()[0]) < 99 for x in find(checks, "in session channels").found.split(";"))
+
+
+@pytest.mark.parametrize(("kind", "level"), [("mapped", "error"), ("fixed", "ok")])
+def test_a_scorer_that_does_not_map_and_one_that_always_does_are_found(
+    kind: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rotated channels: with a mapping nothing is wrong, without one nearly everything."""
+    reference = {name: Turns.of(turns) for name, turns in meetings(minutes=3.0).items()}
+
+    def never(reference: dict, hypothesis: dict, **options: object) -> object:
+        result = score(reference, hypothesis, **options)
+        errors = {n: replace(e, confusion_s=e.fixed_confusion_s) for n, e in result.recordings.items()}
+        return replace(result, recordings=errors)
+
+    def always(reference: dict, hypothesis: dict, **options: object) -> object:
+        return score(reference, hypothesis, **{k: v for k, v in options.items() if not k.endswith("order")})
+
+    monkeypatch.setattr(doctor, "score", never if kind == "mapped" else always)
+    checks = check_reference(reference, np.random.default_rng(0), num_crops=5)
+    assert find(checks, "rotated by one: DER, mapped").level == level
+    assert find(checks, "rotated by one: DER, fixed").level == ("ok" if kind == "mapped" else "error")
+
+
 def test_known_totals_of_ami_are_checked() -> None:
     names = [f"{m}{part}" for m in ("ES2011", "IS1008", "TS3004") for part in "abcd"]
     names += ["IB4001", "IB4002", "IB4003", "IB4004", "IB4010", "IB4011"]
-    right = {f"{n}.Mix-Headset": Turns.of([Turn(0, 31_558.66 / 18, "A")]) for n in names}
+    turns = [Turn(0, 31_558.66 / 18, "A"), Turn(5, 9, "A")]  # a speaker's words over their own count once
+    right = {f"{n}.Mix-Headset": Turns.of(turns) for n in names}
     assert find(check_reference(right, np.random.default_rng(0), num_crops=5), "AMI dev").level == "ok"
     wrong = {**right, "IB4001.Mix-Headset": Turns.of([Turn(0, 1000, "A")])}
     checks = check_reference(wrong, np.random.default_rng(0), num_crops=5)

@@ -72,6 +72,20 @@ def test_eer_equals_sklearn_on_anything(trials: list[tuple[int, bool]]) -> None:
     assert eer_of(scores, same) == pytest.approx(sklearn_eer(scores, same), abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_threshold_of_the_eer_is_the_score_at_which_the_rates_cross(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    same = np.arange(60 + seed) < 23
+    scores = (rng.normal(size=len(same)) + same).round(1 if seed % 2 else 9)
+
+    def gap(threshold: float) -> float:
+        return float(np.mean(scores[same] < threshold) - np.mean(scores[~same] >= threshold))
+
+    _, threshold = det_curve(scores, same).eer
+    assert threshold in scores
+    assert gap(threshold) <= 0 < gap(np.nextafter(threshold, np.inf))
+
+
 def test_min_dcf_against_a_loop_over_thresholds() -> None:
     rng = np.random.default_rng(1)
     same = rng.random(300) < 0.4

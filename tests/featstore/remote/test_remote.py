@@ -422,6 +422,74 @@ def test_large_chunks_come_in_pieces(
     }
 
 
+def test_another_server_has_another_cache(
+    source: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under one address two servers may hold different stores of the same features."""
+    transfer.push(source, bucket)
+    featstore.open(bucket)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"].replace("127.0.0.1", "localhost"))
+    featstore.open(bucket)
+    featstore.open(bucket)
+    assert len(list((tmp_path / "cache" / "whowhen").iterdir())) == 2
+
+
+@pytest.mark.parametrize("top", ["index/mimi/", "utterances/"])
+def test_a_table_that_is_not_the_committed_one_is_refused(source: Path, bucket: str, tmp_path: Path, top: str) -> None:
+    transfer.push(source, bucket)
+    key = next(p for p in client.Remote(bucket).files() if p.startswith(top))
+    data = bytearray((source / key).read_bytes())
+    data[len(data) // 2] ^= 1
+    client.Remote(bucket).upload(key, bytes(data))
+    with pytest.raises(StoreError, match=f"{key}: not the file that was committed"):
+        featstore.open(bucket, cache=tmp_path / "one")
+
+
+def test_what_a_stopped_push_left_half_is_pushed_again(source: Path, bucket: str, tmp_path: Path) -> None:
+    transfer.push(source, bucket)
+    far = client.Remote(bucket)
+    key = next(p for p in far.files() if "/mimi/" in p and p.endswith("frames/c/0/0"))
+    far.upload(key, (source / key).read_bytes()[:-8])
+    part = key.split("/")[2]
+    far._obstore.delete(far._store, f"index/mimi/{part}.parquet")  # it had not been committed
+    moved = transfer.push(source, bucket)
+    assert moved.parts == 1 and content(bucket) == content(source)
+
+
+def test_a_push_that_did_not_arrive_says_so(source: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = client.Remote.upload
+    lost = "std/c/0/0"
+    monkeypatch.setattr(
+        client.Remote, "upload", lambda self, path, data: 0 if path.endswith(lost) else upload(self, path, data)
+    )
+    with pytest.raises(StoreError, match=rf"{lost}: not there in its size, nor \d+ other files; push again"):
+        transfer.push(source, bucket)
+    with pytest.raises(StoreError, match="not there"):
+        client.Remote(bucket).read(client.LISTING)
+
+
+def test_pieces_come_together_whatever_their_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(40)))
+    monkeypatch.setattr(client, "PIECE_BYTES", 4)
+    far = client.Remote(f"file://{tmp_path}")
+    for starts, ends in (([0, 8, 20], [8, 12, 29]), ([3, 10], [4, 14]), ([5], [5 + 4]), ([30], [39])):
+        assert far.ranges("file", starts, ends) == [bytes(range(a, b)) for a, b in zip(starts, ends, strict=True)]
+
+
+def test_a_file_is_of_the_size_that_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "file").write_bytes(bytes(10))
+    far = client.Remote(f"file://{tmp_path}/far")
+    for size in (9, 11):
+        with pytest.raises(StoreError, match=f"file: 10 bytes, expected {size}; not read"):
+            far.download("file", tmp_path / "copy", size, tmp_path / "scratch")
+    assert list((tmp_path / "scratch").iterdir()) == [] and not (tmp_path / "copy").exists()
+    blocks = far_blocks.Blocks(far, {"file": 10}, 1 << 20)
+    assert bytes(blocks.read("file", 4, 10)) == bytes(6)
+    with pytest.raises(StoreError, match="expected at least 12 bytes, found 10"):
+        blocks.read("file", 4, 12)
+
+
 def test_messages_and_runs_name_the_address(source: Path, bucket: str, tmp_path: Path) -> None:
     transfer.push(source, bucket)
     far = featstore.open(bucket)

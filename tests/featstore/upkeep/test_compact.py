@@ -213,6 +213,20 @@ def test_all_agree_on_which_copy_counts(tmp_path: Path) -> None:
     assert [finding.part for finding in verify(tmp_path / "s").findings] == ["A-x"]
 
 
+def test_facts_and_frames_of_a_merged_part_are_of_one_copy(tmp_path: Path) -> None:
+    """Two parts share one utterance and hold one of their own each, so that neither can be dropped."""
+    spec = FeatureSpec("mimi", 1, "float16", 24000, MIMI_GRID, "mimi", "0" * 64, {})
+    metadata.create(tmp_path / "s", spec)
+    for value, name, numbers in ((1, "A", (1, 2)), (2, "B", (2, 3))):
+        some = [replace(utterance(i), audio=f"{name}.wav") for i in numbers]
+        commit_part(tmp_path / "s", spec, name, some, [np.full((1, 1), value, "<f2")] * 2)
+    assert compact.compact(tmp_path / "s").parts_after == 1
+    store = featstore.open(tmp_path / "s")
+    assert {id: (store.utterance(id).audio, store.frames("mimi", id).item()) for id in store.ids} == {
+        **{"u001": ("A.wav", 1.0), "u002": ("A.wav", 1.0), "u003": ("B.wav", 2.0)},
+    }
+
+
 def test_refused_while_something_writes(store: Path) -> None:
     before = files(store)
     with lock.hold(store), pytest.raises(StoreError, match="is writing to it"):

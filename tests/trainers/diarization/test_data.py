@@ -189,6 +189,16 @@ def test_what_a_store_is_for_and_what_was_noticed(tmp_path):
     assert load_sessions(store.select(split=["train", "dev"]), config()).tuned_on == "test"
 
 
+def test_turns_may_come_in_any_order(tmp_path):
+    turns = ((0.4, 2.0, "b"), (0.8, 1.2, "a"), (0.8, 1.0, "c"), (2.4, 4.0, "b"))
+    write(tmp_path / "s", [talk("t", "train", *turns[::-1]), talk("d", "dev", *turns)])
+    sessions = load_sessions(featstore.open(tmp_path / "s"), config())
+    for session in (sessions.train[0], sessions.dev[0]):
+        assert session.names == ("b", "c", "a")  # by their first turn; of two that begin together, the one that ends
+        assert [session.names[k] for k in session.speaker] == ["b", "c", "a", "b"]
+        assert (session.first.tolist(), session.last.tolist()) == ([5, 10, 10, 30], [25, 12, 15, 50])
+
+
 def test_grids_may_differ_by_half_a_frame_and_lengths_by_one(tmp_path):
     utterances = [talk(f"{split}", split, (0.0, 1.0, "a")) for split in ("train", "dev", "test")]
     write(tmp_path / "s", utterances, frames=50)
@@ -331,6 +341,15 @@ def test_speakers_that_talk_alike_keep_their_order_and_all_that_is_lost_is_count
     assert (names, dropped, labels.sum(0).tolist()) == (["s0", "s1"], 15, [5, 6])
     batch = FrameSource(store, config("speakers=2"), 30, CPU).batch([Crop(session, 0), Crop(session, 5)])
     assert batch.dropped == 15 + 10 and batch.labels.shape == (2, 30, 2)
+
+
+def test_speakers_who_arrive_together_stand_in_the_sessions_order(tmp_path):
+    """However much each of them talks: b and c begin in one frame, c talks longer, and a comes last."""
+    turns = [(0.8, 1.6, "b"), (0.8, 3.2, "c"), (2.0, 3.9, "a")]
+    write(tmp_path / "s", [talk("t", "train", *turns), talk("d", "dev", *turns)])
+    session = load_sessions(featstore.open(tmp_path / "s"), config()).train[0]
+    labels, names, _ = rasterise(Crop(session, 0), 50, 4, resort=True)
+    assert names == ["b", "c", "a"] and labels.sum(0).tolist() == [10, 30, 24, 0]
 
 
 def test_batches_have_the_order_of_their_protocol(by_hand):

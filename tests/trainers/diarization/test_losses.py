@@ -136,6 +136,17 @@ def test_float16_labels_do_not_overflow_sums():
     assert torch.isfinite(pil_loss(logits, torch.ones(1, 1125, 4, dtype=torch.float16)))
 
 
+def test_half_precision_logits_are_summed_in_single(rng):
+    """What autocast hands over is rounded already; its sums over 1125 frames must not be once more."""
+    logits, labels = example(rng, frames=1125)
+    half = logits.bfloat16()
+    for weights in ((0.5, 0.5), (0.0, 1.0)):
+        kind = partial(hybrid_loss, sort_weight=weights[0], pil_weight=weights[1])
+        found = kind(half, labels.to(torch.uint8))
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, kind(half.float(), labels.float()), rtol=1e-5, atol=0)
+
+
 def test_cost_matrix_entries_are_summed_bce(rng):
     logits, labels = example(rng)
     cost = cost_matrix(logits, labels)
