@@ -19,7 +19,7 @@ from featstore import FrameGrid, Store
 from trainers.cascade.choosing import with_those_beside
 from trainers.cascade.clusters import ANY, Limits, pieces_of, unit
 from trainers.cascade.inputs import Read, read
-from trainers.cascade.measuring import Truth
+from trainers.cascade.measuring import Truth, summed
 from trainers.checkpoint import load_best
 from trainers.diarization.config import DiarizationConfig
 from trainers.diarization.models import Adapter
@@ -168,13 +168,14 @@ def measure_whole(
 
     Returns
     -------
-    What result.json holds: "whole", errors over all test sessions; "stitching", what was chosen.
+    What result.json holds: "whole", errors over all test sessions and by recording; "stitching", what was chosen.
     """
     best, figures = choose(head, store, dev)
     truth = Truth(test, head.grid)
     turns = [head.turns(head.active(_listen(head, store, s, best.who), best)[0]) for s in test]
+    errors = truth.score(turns)
     return {
-        "whole": truth.total(turns).to_json(),
+        "whole": summed(errors).to_json() | {"recordings": {name: e.to_json() for name, e in errors.items()}},
         "stitching": asdict(best) | {"dev_der": figures["der"], "overlaps": OVERLAPS},
     }
 
