@@ -11,18 +11,18 @@ from urllib.parse import quote
 
 import numpy as np
 import soundfile as sf
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from diarizer.answer import Answer
 from diarizer.sound import Sound
-from evaluation.plots import PALETTE
 from featstore.files import write_atomically
 
 #: Longer sound lies beside the page: half an hour is 5 MB, a third more inside of it.
 EMBEDDED_S = 1800.0
 _RATE_HZ, _BLOCK = 16000, 16000 * 60
 _BINS = 20_000
+_COLOURS = 8  # that evaluation/page.css has
 # 24 kbit/s, the same throughout: a browser finds its place in it exactly.
 _MP3: dict[str, Any] = {
     "format": "MP3",
@@ -64,7 +64,7 @@ def render(answer: Answer, sound: str | None) -> str:
     speakers = [
         row
         | {
-            "colour": PALETTE[k % len(PALETTE)],
+            "colour": f"--p{k % _COLOURS}",
             "speaking": _clock(row["speaking_s"]),
             "longest": f"{row['longest_s']:.1f} s",
         }
@@ -79,7 +79,8 @@ def render(answer: Answer, sound: str | None) -> str:
         "energy": _bars(answer.energy),
     }
     environment = Environment(
-        loader=PackageLoader("diarizer", "."),
+        # The report's looks: one place has the colours.
+        loader=ChoiceLoader([PackageLoader("diarizer", "."), PackageLoader("evaluation", ".")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,11 +1,11 @@
 """Whole recordings out of windows: a head hears overlapping windows, and its channels become voices that last.
 
-A channel of a window is tied to those of the next windows where both hear the same seconds alike, and to channels
-anywhere by how they sound while nobody else speaks; two channels of one window are never one voice. What a voice does
-at a time is then the mean over all windows that hear it.
+Voices are found as the cascade finds them: where one speaker is heard, frames of the feature that says who are cut into
+pieces and clustered. Each window's channels then go to different voices, by how they sound while nobody else speaks; a
+channel that hears the seconds it shares with the next window as one of that window does goes with it.
 
-Source: Kinoshita et al. 2021, “Advances in integration of end-to-end neural and clustering-based diarization” (clustering
-with cannot-link constraints); the ties between overlapping windows are ours.
+Source: Kinoshita et al. 2021, “Advances in integration of end-to-end neural and clustering-based diarization” (no two
+channels of a window are one voice); the ties between overlapping windows and the pieces are ours.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from trainers.cascade.clusters import ANY, Limits, unit
+from trainers.cascade.clusters import ANY, Limits, Pieces, unit, voices_within
 
 #: Channels that hear the shared part of two windows so much alike are one voice: shared activity over either's.
 _ALIKE = 0.7
-#: Frames alone that a channel needs to have a voice of its own; it is given one of the others' otherwise.
-_VOICED = 8
-_STAYS = 0.1  # cosine that another voice must be nearer
 _ROUNDS = 3  # of giving channels to the nearest voices
 
 
@@ -37,6 +34,7 @@ class Heard:
     vectors : (windows, channels, dim): the mean of the frames in which the channel is active alone, of length 1.
     alone : (windows, channels) how many these are.
     num_frames : of the recording.
+    pieces : where one speaker is heard.
     """
 
     starts: NDArray[np.int64]
@@ -44,6 +42,7 @@ class Heard:
     vectors: NDArray[np.float32]
     alone: NDArray[np.int64]
     num_frames: int
+    pieces: Pieces
 
 
 def starts_of(num_frames: int, length: int, hop: int) -> NDArray[np.int64]:
@@ -76,34 +75,25 @@ def stitch(heard: Heard, threshold: float, min_share: float = 0.0, limits: Limit
     threshold : cosine distance at which clusters are two voices.
     min_share : of the frames alone; a smaller cluster is no voice.
     """
-    tracks = _tracks(heard)
-    window, channel = np.nonzero(tracks >= 0)
-    track = tracks[window, channel]
-    count = int(track.max(initial=-1)) + 1
-    voices = np.full(tracks.shape, -1, np.int64)
-    if not count:
+    means = voices_within(heard.pieces, "average", threshold, min_share, limits)
+    voices = np.full(heard.alone.shape, -1, np.int64)
+    if not len(means):
         return voices
-    weights = np.zeros(count)
-    np.add.at(weights, track, heard.alone[window, channel])
-    sums = np.zeros((count, heard.vectors.shape[2]))
-    np.add.at(sums, track, heard.alone[window, channel, None] * heard.vectors[window, channel])
-    voiced = np.flatnonzero(weights >= min(_VOICED, weights.max()))
-    apart = _apart(track, window, count)[np.ix_(voiced, voiced)]
-    labels = _clustered(sums[voiced], weights[voiced], apart, threshold, limits)
-    time = np.bincount(labels, weights[voiced])
-    kept = np.flatnonzero(time >= min(min_share * time.sum(), time.max()))
-    if len(kept) < limits.least:
-        kept = np.argsort(-time)[: limits.least]
-    if limits.most is not None:  # those that are apart cannot be joined
-        kept = kept[np.argsort(-time[kept], kind="stable")[: limits.most]]
-    means = unit(np.stack([sums[voiced[labels == k]].sum(0) for k in kept])).astype(np.float32)
-    own = np.full(count, -1, np.int64)
-    for k, cluster in enumerate(kept):
-        own[voiced[labels == cluster]] = k
+    tracks = _tracks(heard)
     for _ in range(_ROUNDS):
-        voices = _assigned(heard, tracks, own, means)
+        voices = _assigned(heard, tracks, means)
         means = _means(heard, voices, means)
     return voices
+
+
+def single_of(starts: NDArray[np.int64], activity: NDArray[np.float32], num_frames: int) -> NDArray[np.bool_]:
+    """Where windows agree that one speaks, (frames,)."""
+    length = activity.shape[1]
+    total, count = np.zeros((2, max(num_frames, length)))
+    for start, window in zip(starts.tolist(), activity, strict=True):
+        total[start : start + length] += (window >= 0.5).sum(1)
+        count[start : start + length] += 1
+    return np.abs(total / count.clip(1) - 1)[:num_frames] < 0.25
 
 
 def join(heard: Heard, voices: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -154,64 +144,15 @@ def _tracks(heard: Heard) -> NDArray[np.int64]:
     return tracks
 
 
-def _apart(track: NDArray[np.int64], window: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
-    """(tracks, tracks): whether two share a window, so that they are two voices."""
-    apart = np.zeros((count, count), np.bool_)
-    for w in np.unique(window):
-        here = track[window == w]
-        apart[np.ix_(here, here)] = True
-    np.fill_diagonal(apart, False)
-    return apart
-
-
-def _clustered(
-    sums: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    apart: NDArray[np.bool_],
-    threshold: float,
-    limits: Limits,
-) -> NDArray[np.int64]:
-    """Average linkage, weighted, of which no cluster holds two that are apart; labels from 0."""
-    count = len(sums)
-    vectors = unit(sums)
-    distance = 1 - vectors @ vectors.T
-    distance[apart] = np.inf
-    np.fill_diagonal(distance, np.inf)
-    size, belongs, alive = weights.clip(1).copy(), np.arange(count), np.ones(count, np.bool_)
-    left = count
-    while left > max(limits.least, 1):
-        i, j = (int(k) for k in np.unravel_index(distance.argmin(), distance.shape))
-        nearest = distance[i, j]
-        enough = limits.most is None or left <= limits.most
-        if not np.isfinite(nearest) or (nearest >= threshold and enough):
-            break
-        row = (size[i] * distance[i] + size[j] * distance[j]) / (size[i] + size[j])
-        distance[i], distance[:, i] = row, row
-        distance[i, i] = np.inf
-        distance[j], distance[:, j] = np.inf, np.inf
-        size[i] += size[j]
-        belongs[belongs == j] = i
-        alive[j], left = False, left - 1
-    return np.unique(belongs, return_inverse=True)[1].astype(np.int64)
-
-
-def _assigned(
-    heard: Heard, tracks: NDArray[np.int64], own: NDArray[np.int64], means: NDArray[np.float32]
-) -> NDArray[np.int64]:
+def _assigned(heard: Heard, tracks: NDArray[np.int64], means: NDArray[np.float32]) -> NDArray[np.int64]:
     """Each window's channels to different voices, by cosines that count by how long a channel is alone.
 
-    A channel counts with all the windows that its track runs through, and stays with the voice that its track's cluster
-    is, `own`, where another is hardly nearer.
+    A channel counts with all the windows that its track runs through.
     """
     voices = np.full(tracks.shape, -1, np.int64)
-    cosines = heard.vectors @ means.T  # (windows, channels, voices)
-    weighted = np.log1p(heard.alone)[:, :, None] * cosines
+    weighted = np.log1p(heard.alone)[:, :, None] * (heard.vectors @ means.T)  # (windows, channels, voices)
     sums = np.zeros((int(tracks.max(initial=-1)) + 1, len(means)))
     np.add.at(sums, tracks[tracks >= 0], weighted[tracks >= 0])
-    weights = np.zeros(len(sums))
-    np.add.at(weights, tracks[tracks >= 0], np.log1p(heard.alone)[tracks >= 0])
-    clustered = np.flatnonzero(own >= 0)
-    sums[clustered, own[clustered]] += _STAYS * weights[clustered]
     for w in range(len(tracks)):
         here = np.flatnonzero(tracks[w] >= 0)
         if len(here):

@@ -17,22 +17,24 @@ from evaluation.runs import RESULT
 from evaluation.turns import Turns
 from featstore import FrameGrid, Store
 from trainers.cascade.choosing import with_those_beside
-from trainers.cascade.clusters import ANY, Limits, unit
+from trainers.cascade.clusters import ANY, Limits, pieces_of, unit
 from trainers.cascade.inputs import Read, read
-from trainers.cascade.measuring import Truth
+from trainers.cascade.measuring import Truth, summed
 from trainers.checkpoint import load_best
 from trainers.diarization.config import DiarizationConfig
 from trainers.diarization.models import Adapter
 from trainers.diarization.sessions import Session
-from trainers.diarization.stitch import Heard, join, sound_of, starts_of, stitch
+from trainers.diarization.stitch import Heard, join, single_of, sound_of, starts_of, stitch
 from trainers.runs import Run
 from trainers.scale import OneScale, Scale
 
 #: Windows begin so many times in the length of one.
-OVERLAPS = 4
+OVERLAPS = 2
 _BATCH = 16
-_THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(2, 21))
-_SHARES = (0.0, 0.02, 0.05)
+_PIECE_S, _EDGE_S = 0.64, 0.24  # as the cascade's, see its settings
+_APART = tuple(round(0.05 * k, 2) for k in range(2, 21))
+_SHARES = (0.02, 0.05)
+_AS_GOOD = 1.1  # times the least DER
 
 
 @dataclass(frozen=True)
@@ -75,20 +77,22 @@ class WholeHead:
         activity = np.zeros((len(starts), self.length, self.config.speakers), np.float32)
         vectors, alone = [], np.zeros((len(starts), self.config.speakers), np.int64)
         columns = self._columns(who)
+        sounds = np.zeros((num_frames, columns.stop - columns.start), np.float32)
         for first in range(0, len(starts), _BATCH):
             here = starts[first : first + _BATCH].tolist()
             frames = np.zeros((len(here), self.length, sum(self.dims.values())), np.float32)
-            for row, start in zip(frames, here, strict=True):
-                part = read(self.config.features, start, min(start + self.length, num_frames))
-                row[: len(part)] = part
             real = min(self.length, num_frames)
+            for row, start in zip(frames, here, strict=True):
+                row[:real] = read(self.config.features, start, start + real)
             found = activities(self.model, frames, real, self.device)
             activity[first : first + len(here), :real] = found[:, :real]
-            scaled = self._scaled(frames)[:, :, columns]
-            for k, (window, rows) in enumerate(zip(found, scaled, strict=True), first):
-                told, alone[k] = sound_of(window[:real], unit(rows[:real]))
+            for k, window in enumerate(unit(self._scaled(frames)[:, :real, columns]), first):
+                sounds[starts[k] : starts[k] + real] = window
+                told, alone[k] = sound_of(activity[k, :real], window)
                 vectors.append(told)
-        return Heard(starts, activity, np.stack(vectors), alone, num_frames)
+        single = single_of(starts, activity, num_frames)
+        sizes = max(1, round(_PIECE_S / self.grid.step_s)), round(_EDGE_S / self.grid.step_s)
+        return Heard(starts, activity, np.stack(vectors), alone, num_frames, pieces_of(sounds, single, *sizes))
 
     def active(
         self, heard: Heard, how: Stitching, limits: Limits = ANY
@@ -164,13 +168,14 @@ def measure_whole(
 
     Returns
     -------
-    What result.json holds: "whole", errors over all test sessions; "stitching", what was chosen.
+    What result.json holds: "whole", errors over all test sessions and by recording; "stitching", what was chosen.
     """
     best, figures = choose(head, store, dev)
     truth = Truth(test, head.grid)
     turns = [head.turns(head.active(_listen(head, store, s, best.who), best)[0]) for s in test]
+    errors = truth.score(turns)
     return {
-        "whole": truth.total(turns).to_json(),
+        "whole": summed(errors).to_json() | {"recordings": {name: e.to_json() for name, e in errors.items()}},
         "stitching": asdict(best) | {"dev_der": figures["der"], "overlaps": OVERLAPS},
     }
 
@@ -182,8 +187,8 @@ def _listen(head: WholeHead, store: Store, session: Session, who: str) -> Heard:
 def choose(head: WholeHead, store: Store, dev: Sequence[Session]) -> tuple[Stitching, dict[str, Any]]:
     """The stitching of low DER on dev: first who and where clusters end, then what decides on activity.
 
-    Where clusters end is the distance whose DER, averaged with those of the distances beside it, is least: a step too far
-    joins two voices for good.
+    Where clusters end is the middle of the valley: of the distances around the best whose DER is as good, give or take a
+    tenth of it. A step too far joins two voices for good, a step too short splits one.
     """
     truth = Truth(dev, head.grid)
     config = head.config
@@ -192,8 +197,9 @@ def choose(head: WholeHead, store: Store, dev: Sequence[Session]) -> tuple[Stitc
     rows: list[tuple[float, Stitching]] = []
     for who, heard in heard_by.items():
         for share in _SHARES:
-            tried = [Stitching(who, apart, share, *middle) for apart in _THRESHOLDS]
-            rows += zip(with_those_beside([_der(head, truth, heard, how) for how in tried]), tried, strict=True)
+            ders = np.array([_der(head, truth, heard, Stitching(who, apart, share, *middle)) for apart in _APART])
+            smooth = with_those_beside(ders.tolist())
+            rows.append((min(smooth), Stitching(who, _APART[_middle(ders, int(np.argmin(smooth)))], share)))
     how = min(rows, key=lambda row: row[0])[1]
     heard = heard_by[how.who]
     joined = [join(h, stitch(h, how.apart, how.min_share)) for h in heard]
@@ -206,6 +212,14 @@ def choose(head: WholeHead, store: Store, dev: Sequence[Session]) -> tuple[Stitc
             )
     der, best = min(decoded, key=lambda row: row[0])
     return best, {"der": der if np.isfinite(der) else None}
+
+
+def _middle(ders: NDArray[np.float64], best: int) -> int:
+    """The middle of the stretch around `best` that is as good as it."""
+    good = ders <= ders[best] * _AS_GOOD
+    first = best - int(np.argmin(np.append(good[best::-1], False))) + 1
+    last = best + int(np.argmin(np.append(good[best:], False))) - 1
+    return (first + last + 1) // 2
 
 
 def _der(head: WholeHead, truth: Truth, heard: Sequence[Heard], how: Stitching) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainers.cascade.clusters import Limits
-from trainers.diarization.stitch import Heard, join, sound_of, starts_of, stitch, voices_in
+from trainers.cascade.clusters import Limits, pieces_of
+from trainers.diarization.stitch import Heard, join, single_of, sound_of, starts_of, stitch, voices_in
 
 LENGTH, HOP, CHANNELS, VOICES, DIM = 60, 15, 4, 6, 16
 
@@ -38,7 +38,8 @@ def heard(who: np.ndarray, vectors: np.ndarray, seed: int = 0) -> Heard:
         row, frames = sound_of(activity[w], vectors[start : start + LENGTH])
         rows.append(row)
         alone.append(frames)
-    return Heard(starts, activity, np.stack(rows), np.stack(alone), len(who))
+    pieces = pieces_of(vectors, single_of(starts, activity, len(who)), 8, 2)
+    return Heard(starts, activity, np.stack(rows), np.stack(alone), len(who), pieces)
 
 
 def wrong(who: np.ndarray, found: np.ndarray) -> float:
@@ -75,16 +76,22 @@ def test_who_comes_back_after_long_absence_is_known_again():
     assert wrong(who, join(made, stitch(made, 0.5)) >= 0.5) < 0.1
 
 
-def test_without_telling_sounds_the_shared_seconds_alone_hold_a_voice():
-    """Two speakers who sound the same stay two while windows overlap: what they do there tells them apart."""
-    who = np.zeros((300, VOICES), bool)
-    for at in range(0, 300, 20):
-        who[at : at + 10, 0], who[at + 10 : at + 20, 1] = True, True
-    vectors = np.tile(np.eye(DIM, dtype=np.float32)[0], (300, 1))
+def test_ties_between_windows_hold_where_a_window_alone_cannot_tell():
+    """A channel that is never alone in a window is who it is in the windows around."""
+    who, vectors = recording(2)
     made = heard(who, vectors)
-    voices = stitch(made, 0.5)
-    assert voices.max() + 1 == 2
-    assert wrong(who[:, :2], join(made, voices) >= 0.5) == 0
+    for w in range(2, len(made.starts), 3):  # here nobody is heard alone
+        made.alone[w] = 0
+        made.vectors[w] = np.random.default_rng(w).standard_normal((CHANNELS, DIM))
+    assert wrong(who, join(made, stitch(made, 0.5)) >= 0.5) < 0.1
+
+
+def test_where_windows_differ_nobody_is_single():
+    starts = np.array([0, 2])
+    activity = np.zeros((2, 4, 2), np.float32)
+    activity[0, :, 0] = activity[1, :, 1] = 1
+    activity[1, :2, 0] = 1  # frames 2 and 3: one says the first window, two the second
+    assert single_of(starts, activity, 6).tolist() == [True, True, False, False, True, True]
 
 
 def test_as_many_voices_as_asked_for():
@@ -96,7 +103,10 @@ def test_as_many_voices_as_asked_for():
 
 
 def test_silence_has_no_voices():
-    made = Heard(np.array([0, 15]), np.zeros((2, LENGTH, CHANNELS), np.float32), np.zeros((2, CHANNELS, DIM), np.float32), np.zeros((2, CHANNELS), int), 75)  # fmt: skip
+    silent = np.zeros((2, LENGTH, CHANNELS), np.float32)
+    pieces = pieces_of(np.ones((75, DIM), np.float32), single_of(np.array([0, 15]), silent, 75), 8, 2)
+    nothing = np.zeros((2, CHANNELS, DIM), np.float32), np.zeros((2, CHANNELS), int)
+    made = Heard(np.array([0, 15]), silent, *nothing, 75, pieces)
     voices = stitch(made, 0.5)
     assert voices.max() == -1
     assert join(made, voices).shape == (75, 0)

@@ -77,7 +77,8 @@ def test_a_fitted_run_says_how_it_does_on_whole_sessions(tmp_path):
     tiny = ("width=8", "heads=2", "layers=1", "ffn=16", "epochs=1", "crops_per_epoch=4", "batch_size=2")
     run = Run.create(tmp_path / "run", FitConfig.make("adapter", settings=(*SETTINGS, *tiny)), store)
     result = fit_diarizer(run, store)
-    assert set(result["whole"]) == set(result["test"])
+    assert set(result["whole"]) == {*result["test"], "recordings"}
+    assert set(result["whole"]["recordings"]) == set(result["recordings"])
     assert result["whole"]["total_s"] == pytest.approx(result["test"]["total_s"], rel=0.02)
     assert stitching_of(run) == Stitching(
         **{k: v for k, v in result["stitching"].items() if k not in ("dev_der", "overlaps")}
