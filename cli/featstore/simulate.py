@@ -17,7 +17,7 @@ from cli.progress import bar
 @user_errors()
 def simulate(
     manifest: Annotated[str, typer.Argument(help="Single-speaker utterances: JSONL, saved HF dataset or hf:NAME.")],
-    recipe: Annotated[str, typer.Option(help="pairs, 2spk, 4spk, 3spk_long, tiny, or a TOML file.")],
+    recipe: Annotated[str, typer.Option(help="meeting_small, meeting, 2spk, … (docs/simulation.md), or a TOML file.")],
     out: Annotated[Path, typer.Option(help="Folder for audio, RTTM and manifest.jsonl.")],
     split: Annotated[str | None, typer.Option(help="Take only utterances of this split.")] = None,
     sessions: Annotated[int | None, typer.Option(min=1, help="How many, in place of the recipe's number.")] = None,
@@ -28,10 +28,13 @@ def simulate(
     """Make multi-speaker sessions with RTTM out of single-speaker utterances.
 
     The same seed gives the same sessions, whatever the number of workers; a killed run goes on where it stopped.
+    Meetings are held in rooms, with noise: pip install -e '.\\[rooms]'.
 
     [bold]Examples[/bold]
 
         featstore simulate train.jsonl --recipe 2spk --out sim-2spk
+
+        featstore simulate train.jsonl --recipe meeting_small --out meetings --split train
 
         featstore simulate train.jsonl --recipe my.toml --out sim --split train --sessions 50 --seed 7
     """

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from featstore.corpora.manifest import check_disjoint
+from featstore.corpora.manifest import check_disjoint, read_manifest
 from featstore.corpora.rttm import write_rttm
 from featstore.files import write_atomically
 from featstore.simulation.audio_out import write_audio
-from featstore.simulation.outcome import SimulationReport, finish
-from featstore.simulation.recipe import SAFE_NAME, Recipe, is_count
+from featstore.simulation.outcome import SimulationReport, finish, scene_path
+from featstore.simulation.recipe import SAFE_NAME, Recipe, is_count, recipe_of
+from featstore.simulation.rooms import check_rooms
 from featstore.simulation.session import make_session
 from featstore.types import Utterance
 
@@ -40,6 +41,8 @@ def simulate(
 ) -> SimulationReport:
     """Make sessions: ``audio/ID.flac``, ``rttm/ID.rttm`` and, last, ``manifest.jsonl`` in NeMo's diarization style.
 
+    Where rooms, noise, channels or levels are asked for, ``scenes/ID.json`` says what was drawn and measured.
+
     Session ``k`` is drawn from ``(seed, recipe's name, split, k)`` alone: the number of workers, and what was made
     before, change nothing. A session whose RTTM is there is finished and is not made again, so a run that was
     killed goes on where it stopped. No session mixes splits. An utterance that cannot be used is listed in
@@ -55,7 +58,7 @@ def simulate(
     Raises
     ------
     ValueError : too few speakers for the recipe; a speaker in two splits; several splits and one number of sessions;
-        `out_dir` holds another simulation.
+        `out_dir` holds another simulation; rooms or noise that cannot be had.
     OSError : `out_dir` cannot be written.
     """
     if seed < 0 or workers < 1:
@@ -70,16 +73,18 @@ def simulate(
     for name in counts:
         if name and not SAFE_NAME.fullmatch(name):
             raise ValueError(f"split {name!r}: use letters, digits, '.', '_' and '-': it becomes part of file names")
-        if len(by_split.get(name, {})) < recipe.speakers[1]:
+        # Who babbles must not be in the session.
+        need = recipe.speakers[1] + (recipe.noise is not None and recipe.noise.babble > 0)
+        if len(by_split.get(name, {})) < need:
             raise ValueError(
-                f"recipe {recipe.name!r} needs {recipe.speakers[1]} speakers with {recipe.min_utterances} or more "
+                f"recipe {recipe.name!r} needs {need} speakers with {recipe.min_utterances} or more "
                 f"utterances, split {name!r} of the manifest has {len(by_split.get(name, {}))}"
             )
     check_disjoint([u for name in counts for us in by_split[name].values() for u in us], by="speaker")
     out = Path(out_dir)
-    _claim(out, recipe, seed, {name: by_split[name] for name in counts})
+    _claim(out, recipe, seed, {name: by_split[name] for name in counts}, _files_beside(recipe))
     jobs = [(name, index) for name, count in counts.items() for index in range(count)]
-    todo = [job for job in jobs if not all(path.exists() for path in _paths(out, recipe, *job))]
+    todo = [job for job in jobs if not _is_made(out, recipe, *job)]
     failures = _read_failures(out / "failures.jsonl")
     seconds, made = 0.0, 0
     done = len(jobs) - len(todo)
@@ -132,15 +137,29 @@ def _session_counts(
     return {split if split is not None else next(iter(by_split)): sessions}
 
 
-def _claim(out: Path, recipe: Recipe, seed: int, by_split: dict[str, _BySpeaker]) -> None:
+def _files_beside(recipe: Recipe) -> str:
+    """What of files beside the utterances goes into the sessions: measured rooms, recorded noise; "" where none does.
+
+    Raises
+    ------
+    ValueError : they, or the library that simulates rooms, are not there.
+    """
+    rooms = "" if recipe.rooms is None else check_rooms(recipe.rooms, recipe.speakers[1])
+    if recipe.noise is None or recipe.noise.manifest is None:
+        return rooms
+    return rooms + repr([(u.id, u.start_s, u.duration_s) for u in read_manifest(recipe.noise.manifest)])
+
+
+def _claim(out: Path, recipe: Recipe, seed: int, by_split: dict[str, _BySpeaker], beside: str) -> None:
     """Say in simulation.json what `out` holds; refuse a folder that holds something else."""
-    sources = hashlib.sha256(
-        repr([(n, s, [(u.id, u.start_s, u.duration_s) for u in us]) for n in by_split for s, us in by_split[n].items()])
-        .encode()
-    ).hexdigest()  # fmt: skip
+    listed = [(n, s, [(u.id, u.start_s, u.duration_s) for u in us]) for n in by_split for s, us in by_split[n].items()]
+    sources = hashlib.sha256((repr(listed) + beside).encode()).hexdigest()
     settings = {**asdict(recipe), "sessions": None}  # more sessions later are welcome: the first ones stay the same
+    for table, key in (("rooms", "folder"), ("noise", "manifest")):
+        if settings[table] and settings[table][key]:
+            settings[table][key] = Path(settings[table][key]).name  # the folder may move; `beside` is what is in it
     mine = json.loads(json.dumps({"recipe": settings, "seed": seed, "sources_sha256": sources}))
-    for folder in ("audio", "rttm"):
+    for folder in ("audio", "rttm", *([] if recipe.is_dry else ["scenes"])):
         (out / folder).mkdir(parents=True, exist_ok=True)
     path = out / "simulation.json"
     try:
@@ -151,14 +170,30 @@ def _claim(out: Path, recipe: Recipe, seed: int, by_split: dict[str, _BySpeaker]
     except ValueError:
         raise ValueError(f"{path}: not JSON; choose an empty folder") from None
     words = {"recipe": "recipe", "seed": "seed", "sources_sha256": "manifest or split"}
-    differ = [words[key] for key in mine if not isinstance(held, dict) or held.get(key) != mine[key]]
+    held = held if isinstance(held, dict) else {}
+    held["recipe"] = _as_today(held.get("recipe"))
+    differ = [words[key] for key in mine if held.get(key) != mine[key]]
     if differ:
         raise ValueError(f"{out} holds sessions made with another {' and '.join(differ)}; choose an empty folder")
+
+
+def _as_today(settings: Any) -> Any:
+    """A recipe that simulation.json holds, with the keys that recipes have got since at what they mean when left out."""
+    try:
+        recipe = recipe_of("", {**settings, "sessions": 1})
+    except (TypeError, ValueError):
+        return settings
+    return json.loads(json.dumps({**asdict(recipe), "sessions": None}))
 
 
 def _paths(out: Path, recipe: Recipe, split: str, index: int) -> tuple[Path, Path]:
     name = f"{recipe.name}-{split}-{index:05d}" if split else f"{recipe.name}-{index:05d}"
     return out / "audio" / f"{name}.{recipe.audio_format}", out / "rttm" / f"{name}.rttm"
+
+
+def _is_made(out: Path, recipe: Recipe, split: str, index: int) -> bool:
+    audio, rttm = _paths(out, recipe, split, index)
+    return audio.exists() and rttm.exists() and (recipe.is_dry or scene_path(out, rttm.stem).exists())
 
 
 def _read_failures(path: Path) -> list[dict[str, str]]:
@@ -206,10 +241,12 @@ def _make(
     # zlib.crc32, since Python's own hash of a str differs from run to run
     rng = np.random.default_rng([seed, zlib.crc32(f"{recipe.name}/{split}".encode()), index])
     try:
-        wave, turns = make_session(by_split[split], recipe, rng, failures)
+        wave, turns, facts = make_session(by_split[split], recipe, rng, failures)
     except ValueError as error:
         return 0.0, [*failures, {"id": rttm_path.stem, "error": str(error)}]
     write_audio(audio_path, wave, recipe.sample_rate_hz, recipe.audio_format)
+    if not recipe.is_dry:
+        write_atomically(scene_path(out, rttm_path.stem), (json.dumps(facts) + "\n").encode())
     temporary = rttm_path.with_name(f".{rttm_path.name}.{os.getpid()}.tmp")
     write_rttm(temporary, {rttm_path.stem: turns})
     os.replace(temporary, rttm_path)  # this rename makes the session a finished one

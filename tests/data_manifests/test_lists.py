@@ -22,8 +22,8 @@ import soundfile
 from featstore.corpora import audio
 from featstore.corpora.manifest import check_disjoint, ignored_keys, read_manifest
 from featstore.simulation.recipe import read_recipe
-from featstore.simulation.session import speech_and_overlap_s
 from featstore.simulation.simulate import simulate
+from featstore.simulation.speech import speech_and_overlap_s
 from featstore.types import Utterance
 from tests.conftest import ROOT
 

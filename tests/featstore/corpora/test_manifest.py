@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import replace
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np

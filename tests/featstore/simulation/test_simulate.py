@@ -20,57 +20,20 @@ from featstore.corpora.manifest import read_manifest
 from featstore.corpora.rttm import write_rttm
 from featstore.settings import make
 from featstore.simulation.audio_out import _ogg_crc, write_audio
+from featstore.simulation.mix import mix
 from featstore.simulation.outcome import finish
 from featstore.simulation.recipe import Recipe, read_recipe
-from featstore.simulation.session import (
-    _conversation,
-    _cut,
-    _mix,
-    _Piece,
-    _Source,
-    speech_and_overlap_s,
-    speech_segments_s,
-)
+from featstore.simulation.session import _conversation, _Source
 from featstore.simulation.simulate import simulate
+from featstore.simulation.speech import Piece, cut, speech_and_overlap_s, speech_segments_s
 from featstore.types import Turn, Utterance
 from tests.conftest import ROOT
-
-RATE = 8_000
-TONE_HZ = {f"s{k}": 300.0 + 250 * k for k in range(8)}  # a speaker is a tone: audible in a mixture by its frequency
-
-
-def tone(hz: float, spans: list[tuple[float, float]], length_s: float, level: float = 0.2) -> np.ndarray:
-    time = np.arange(round(length_s * RATE)) / RATE
-    wave = np.zeros_like(time)
-    for start, end in spans:
-        inside = (time >= start) & (time < end)
-        wave[inside] = level * np.sin(2 * np.pi * hz * time[inside])
-    return wave.astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Utterance]:
-    """Eight tone speakers, four utterances each of 1.5 to 4 s, silence at both ends, a pause inside some."""
-    folder, rng, rows = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0), []
-    for speaker, hz in TONE_HZ.items():
-        for n in range(4):
-            end = float(rng.uniform(1.2, 3.6))
-            spans = [(0.2, end)] if n % 2 else [(0.2, 0.2 + end / 3), (0.7 + end / 3, 0.7 + end)]
-            wave = tone(hz, spans, spans[-1][1] + 0.3, level=float(rng.uniform(0.05, 0.4)))
-            soundfile.write(folder / f"{speaker}-{n}.wav", wave, RATE)
-            row = {"audio_filepath": f"{speaker}-{n}.wav", "speaker": speaker, "utt_id": f"{speaker}-{n}"}
-            rows.append({**row, "duration": len(wave) / RATE, "split": "train" if speaker < "s5" else "test"})
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return read_manifest(folder / "manifest.jsonl")
+from tests.featstore.simulation.conftest import RATE, TONE_HZ, contents, tone
 
 
 @pytest.fixture
 def recipe() -> Recipe:
     return replace(read_recipe("tiny"), sessions=3)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 # --- where speech is ---------------------------------------------------------------------------------------------
@@ -136,30 +99,30 @@ def test_pieces_by_hand() -> None:
     wave = tone(400, [(0.5, 1.5), (2.5, 3.5), (4.5, 5.0), (5.6, 5.9)], 6.0, level=0.02)
     base = Recipe("cut", 1, speakers=2, duration_s=9, overlap=0.1, sample_rate_hz=RATE)
     for longest, groups in ((3.2, [2, 2]), (3.0, [1, 2, 1]), (15.0, [4]), (0.1, [1, 1, 1, 1])):
-        pieces = _cut(wave, replace(base, max_turn_s=longest))
+        pieces = cut(wave, replace(base, max_turn_s=longest))
         assert [len(piece.segments) for piece in pieces] == groups
-    assert [len(p.segments) for p in _cut(wave, replace(base, layout="pair", max_turn_s=0.1))] == [4]
-    one, _ = _cut(wave, replace(base, max_turn_s=3.2))
+    assert [len(p.segments) for p in cut(wave, replace(base, layout="pair", max_turn_s=0.1))] == [4]
+    one, _ = cut(wave, replace(base, max_turn_s=3.2))
     assert one.segments == pytest.approx(np.array([[0.0, 1.06], [2.0, 3.06]]), abs=1e-6)
     assert (one.lead_s, one.length_s, one.speech_s) == pytest.approx((0.05, 3.06, 2.12), abs=1e-6)
     assert len(one.wave) == round(3.16 * RATE)
     inside = one.wave[round(0.2 * RATE) : round(0.9 * RATE)]
     # Of all that is taken for speech, margins and all: 2.8 s sound in 3.04 s.
     assert 20 * np.log10(np.sqrt(np.mean(inside**2))) == pytest.approx(-26 + 10 * np.log10(3.04 / 2.8), abs=0.1)
-    loud = _cut(np.ones(RATE, np.float32) * np.linspace(0.9, 1, RATE, dtype=np.float32), base)[0].wave
+    loud = cut(np.ones(RATE, np.float32) * np.linspace(0.9, 1, RATE, dtype=np.float32), base)[0].wave
     fade = loud[: round(0.05 * RATE)] / loud[round(0.05 * RATE)]
     np.testing.assert_allclose(fade, np.linspace(0, 1, len(fade)), atol=0.01)
     np.testing.assert_allclose(loud[: -len(fade) - 1 : -1] / loud[-len(fade) - 1], fade, atol=0.02)
     with pytest.raises(ValueError, match="no speech found"):
-        _cut(np.zeros(RATE, np.float32), base)
+        cut(np.zeros(RATE, np.float32), base)
 
 
 def test_mixing_by_hand() -> None:
     """At 1 kHz: sound begins `lead_s` before its turn; what sticks out at either end is cut; short pauses are joined."""
     recipe = Recipe("mix", 1, speakers=2, duration_s=1, overlap=0.1, sample_rate_hz=1000, level_sd_db=0.0, pause_s=0.1)
-    piece = _Piece(np.full(100, 0.25, np.float32), 0.02, np.array([[0.0, 0.03], [0.05, 0.06]]))
+    piece = Piece(np.full(100, 0.25, np.float32), 0.02, np.array([[0.0, 0.03], [0.05, 0.06]]))
     placed = [(0.01, "b", piece), (0.30, "a", piece), (0.34, "b", piece), (0.98, "a", piece), (1.2, "b", piece)]
-    session, turns = _mix(placed, recipe, np.random.default_rng(0), 1000)
+    session, turns, _ = mix(placed, recipe, np.random.default_rng(0), 1000, [], [])
     expected = np.zeros(1000, np.float32)
     for first, last in ((0, 90), (280, 380), (320, 420), (960, 1000)):
         expected[first:last] += 0.25
@@ -169,23 +132,25 @@ def test_mixing_by_hand() -> None:
         *((pytest.approx(0.34), pytest.approx(0.40), "b"), (pytest.approx(0.98), pytest.approx(1.0), "a")),
     ]
     # Too loud together: all of it is turned down to 0.99.
-    loud = _Piece(np.full(100, 0.9, np.float32), 0.0, piece.segments)
-    session, _ = _mix([(0.3, "a", loud), (0.35, "b", loud)], recipe, np.random.default_rng(0), 1000)
+    loud = Piece(np.full(100, 0.9, np.float32), 0.0, piece.segments)
+    session, *_ = mix([(0.3, "a", loud), (0.35, "b", loud)], recipe, np.random.default_rng(0), 1000, [], [])
     assert session.max() == pytest.approx(0.99) and session[310] == pytest.approx(0.495)
     # A level of each speaker's own, the same in all of a session.
     levels = []
     for seed in range(300):
-        session, _ = _mix(
+        session, *_ = mix(
             [(0.0, "a", piece), (0.2, "b", piece), (0.5, "a", piece)],
             replace(recipe, level_sd_db=2.0),
             np.random.default_rng(seed),
             1000,
+            [],
+            [],
         )
         assert session[20] == session[520] != session[220]
         levels += [20 * np.log10(session[at] / 0.25) for at in (20, 220)]
     assert (np.mean(levels), np.std(levels)) == pytest.approx((0.0, 2.0), abs=0.2)
     # Noise, 20 dB below speech at -26 dB.
-    session, _ = _mix([], replace(recipe, noise_snr_db=(20, 20)), np.random.default_rng(0), 100_000)
+    session, *_ = mix([], replace(recipe, noise_snr_db=(20, 20)), np.random.default_rng(0), 100_000, [], [])
     assert 20 * np.log10(session.std()) == pytest.approx(-46, abs=0.01)
     assert np.corrcoef(session[1:], session[:-1])[0, 1] == pytest.approx(0.9, abs=0.01)
 
@@ -300,10 +265,13 @@ def test_published_recipes(name: str, sessions: int, speakers: int, duration_s: 
     )
 
 
+MEETINGS = ("meeting", "meeting_small", "meeting_10min", "meeting_60min")
+
+
 def test_every_recipe_reads() -> None:
     folder = ROOT / "data_manifests" / "recipes"
     names = {path.stem: read_recipe(path).name for path in folder.glob("*.toml")}
-    assert set(names) == {"pairs", "2spk", "4spk", "3spk_long", "tiny", "demo"}
+    assert set(names) == {"pairs", "2spk", "4spk", "3spk_long", "tiny", "demo", *MEETINGS}
     assert all(stem == name for stem, name in names.items())
     assert read_recipe("pairs").overlap == (0.1, 0.5)
 
@@ -321,7 +289,8 @@ def test_each_default_of_a_recipe_is_the_one_that_was_published() -> None:
     assert asdict(recipe) == {
         **{"name": "r", "sessions": 1, "speakers": (2, 2), "overlap": (0.1, 0.1), "duration_s": (10, 10)},
         **{"silence": (0.15, 0.15), "layout": "conversation", "turn_prob": 0.875, "dominance_sd": 0.11},
-        **{"max_turn_s": 15.0, "pause_s": 0.3, "level_sd_db": 2.0, "noise_snr_db": None, "min_utterances": 1},
+        **{"voices": 2, "absence_s": None, "level_db": None, "rooms": None, "noise": None, "channel": None},
+        **{"max_turn_s": (15.0, 15.0), "pause_s": 0.3, "level_sd_db": 2.0, "noise_snr_db": None, "min_utterances": 1},
         **{"sample_rate_hz": 16_000, "audio_format": "flac"},
     }
 
