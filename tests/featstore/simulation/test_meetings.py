@@ -53,7 +53,8 @@ def test_who_leaves_comes_back(tmp_path: Path, corpus: list[Utterance]) -> None:
             gaps = [after[0] - before[1] for before, after in pairwise(ends)]
             returned += max(gaps, default=0.0) >= 29.999
     assert (report.asked_to_return, report.returned) == (asked, returned)
-    assert returned >= 0.9 * asked
+    assert returned >= asked  # and who just had nothing to say for so long
+    assert report.got_silence == pytest.approx(0.05, abs=0.06)  # meanwhile the others talk
     assert f"{returned} speakers back after a long absence (asked {asked})" in str(report)
     stay = simulate(corpus, replace(recipe, absence_s=None), tmp_path / "stay", split="train")
     assert stay.returned is None and stay.got_overlap == pytest.approx(report.got_overlap, abs=0.05)
@@ -70,7 +71,7 @@ def test_each_session_draws_how_long_its_turns_may_be(tmp_path: Path, corpus: li
             for s in read_manifest(tmp_path / name / "manifest.jsonl")
         ]
     assert max(longest["short"]) < min(longest["long"])
-    assert len(set(longest["drawn"])) > 3 and max(longest["drawn"]) > max(longest["short"])
+    assert min(longest["drawn"]) <= max(longest["short"]) < min(longest["long"]) <= max(longest["drawn"])
 
 
 # --- all of it together ----------------------------------------------------------------------------------------------
