@@ -169,15 +169,23 @@ def voices_within(
 ) -> NDArray[np.float32]:
     """`voices_of` the pieces, grouped more finely until there are enough, the nearest joined where there are too many.
 
-    A recording that has fewer pieces than voices asked for gives fewer.
+    Where half the threshold does not give enough, k-means does. A recording that has fewer pieces than voices asked for
+    gives fewer.
     """
-    min_share = min(min_share, 1 / (4 * max(limits.least, 1)))
-    while True:
-        (labels,) = groupings(pieces, clustering, (threshold,), seed).values()
+    from sklearn.cluster import KMeans
+
+    least = min(limits.least, len(pieces.weights))
+    voices: NDArray[np.float32] = np.zeros((0, pieces.vectors.shape[1]), np.float32)
+    finer = threshold
+    while finer > threshold / 2 and (len(voices) < least or finer == threshold):
+        (labels,) = groupings(pieces, clustering, (finer,), seed).values()
         voices = voices_of(pieces, labels, min_share)
-        if len(voices) >= min(limits.least, len(pieces.weights)) or threshold < 1e-3:
-            break
-        threshold *= _FINER
+        finer *= _FINER
+    if len(voices) < least:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Number of distinct clusters")
+            means = KMeans(least, n_init=10, random_state=seed).fit(pieces.vectors, sample_weight=pieces.weights)
+        return voices_of(pieces, means.labels_.astype(np.int64), 0.0)
     if limits.most is None or len(voices) <= limits.most:
         return voices
     near = (pieces.vectors @ voices.T).argmax(1).astype(np.int64)
