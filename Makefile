@@ -12,7 +12,7 @@ CHROME := $(firstword $(foreach name,chromium chromium-browser google-chrome goo
 .PHONY: help demo test test-slow coverage mutants lint lock picture clean
 
 help:
-	@echo "make demo       install, run the five experiments on the small corpus that comes along, make a report"
+	@echo "make demo       install, run every experiment on the small corpus that comes along, make a report"
 	@echo "make test       install, run every test that takes seconds"
 	@echo "make test-slow  the tests that take minutes: full-size networks, long audio, many kills"
 	@echo "make coverage   the same tests, and which lines and branches none of them takes"

@@ -22,7 +22,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -32,10 +31,7 @@ import soxr
 from numpy.typing import NDArray
 from scipy.signal import fftconvolve, lfilter
 
-from featstore.corpora.manifest import read_manifest
 from featstore.simulation.audio_out import write_audio
-from featstore.simulation.recipe import read_recipe
-from featstore.simulation.simulate import simulate
 
 SEED = 20240
 SAMPLE_RATE_HZ = 16_000
@@ -221,35 +217,14 @@ def _write_jsonl(path: Path, rows: list[dict[str, object]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def make_sessions(out: Path, workers: int) -> list[dict[str, object]]:
-    """Sessions of the utterances in `out`: sessions/ and sessions.jsonl; returns the manifest's rows."""
-    recipe = read_recipe(Path(__file__).resolve().parent / "recipes" / "demo.toml")
-    utterances = read_manifest(out / "manifest.jsonl")
-    with tempfile.TemporaryDirectory(dir=out) as scratch:
-        report = simulate(utterances, recipe, scratch, seed=SEED, workers=workers)
-        print(report)
-        if report.failures:
-            raise SystemExit(f"error: {len(report.failures)} utterances could not be read")
-        sessions = [json.loads(line) for line in (Path(scratch) / "manifest.jsonl").read_text().splitlines()]
-        for row in sessions:
-            for key in ("audio_filepath", "rttm_filepath"):
-                target = out / "sessions" / row[key]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(Path(scratch) / row[key], target)
-                row[key] = f"sessions/{row[key]}"
-    _write_jsonl(out / "sessions.jsonl", sessions)
-    return sessions
-
-
 def main() -> None:
-    """Make the corpus: utterances, trials, sessions."""
+    """Make the corpus: utterances and trials."""
     here = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=here / "demo")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
     args = parser.parse_args()
-    for name in ("audio", "sessions"):
-        shutil.rmtree(args.out / name, ignore_errors=True)
+    shutil.rmtree(args.out / "audio", ignore_errors=True)
     args.out.mkdir(parents=True, exist_ok=True)
 
     jobs = [(speaker, n, args.out) for speaker in speakers() for n in range(UTTERANCES[speaker.split])]
@@ -262,9 +237,8 @@ def main() -> None:
     lines = trials([row for row in rows if row["split"] == "test"])
     (args.out / "trials.txt").write_text("\n".join(lines) + "\n", encoding="ascii")
 
-    sessions = make_sessions(args.out, args.workers)
     size = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
-    print(f"{len(rows)} utterances, {len(lines)} trials, {len(sessions)} sessions, {size / 1e6:.2f} MB in {args.out}")
+    print(f"{len(rows)} utterances, {len(lines)} trials, {size / 1e6:.2f} MB in {args.out}")
 
 
 if __name__ == "__main__":
