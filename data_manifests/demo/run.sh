@@ -49,7 +49,7 @@ alone() { # 2: who, linearly; who spoke when, by the codec alone
   fit probe probe-reference "$STORE" --set trials="$DEMO/trials.txt" --protocol reference
   fit adapter adapter "$STORE" "${small[@]}"
   fit adapter adapter-reference "$STORE" "${small[@]}" --protocol reference
-  fit adapter poc "$PAIRS" "${small[@]}" --set experiment=poc --set crop_s=8
+  fit adapter poc "$PAIRS" "${small[@]}" --set experiment=poc
   fit unfreeze unfreeze "$STORE" --preset small --config "$DEMO/unfreeze.toml"
 }
 together() { # with the voices
