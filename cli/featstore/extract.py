@@ -90,9 +90,11 @@ def extract(
     from featstore.corpora.manifest import ignored_keys, read_manifest
 
     _check_engine(engine, shard, ray_address, actors, device)
-    utterances = read_manifest(manifest, split=split, audio_root=audio_root)
+    utterances = read_manifest(
+        manifest, split=split, audio_root=audio_root, note=lambda text: _note(f"warning: {text}")
+    )
     if ignored := ignored_keys(manifest):
-        _note(f"{manifest}: keys that nothing here reads: {', '.join(ignored)}")
+        _note(f"warning: {manifest}: keys that nothing here reads: {', '.join(ignored)}")
     piece = _shard(shard)
     if engine == "ray" and weights not in (None, "demo") and Path(weights).exists():
         weights = str(Path(weights).resolve())  # an actor's working folder is another
@@ -168,7 +170,7 @@ def _problems(result: Result, manifest: str, store: Path) -> Iterator[str]:
     if result.changed:
         yield (
             f"warning: {len(result.changed)} utterance(s) have another recording, speaker, split or turns in {manifest} than "
-            f"in the store, which keeps its own (first: {result.changed[0]}); one id must mean one utterance"
+            f"in the store, which keeps its own (first: {result.changed[0]}); to take these over: featstore relabel {store} {manifest}"
         )
     for failure in result.failures[:10]:
         yield f"failed: {failure['id']}: {failure['error']}"

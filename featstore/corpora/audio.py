@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import unicodedata
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -136,11 +137,22 @@ def _open(name: str) -> sf.SoundFile:
     path = Path(name)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
-        raise ValueError(f"{name}: {what}; the paths of a manifest are relative to the manifest")
+        raise ValueError(f"{name}: {what}; {_hint(name)}")
     if path.stat().st_size == 0:
         raise ValueError(f"{name}: the file is empty (0 bytes); fetch it again")
     _check_wav_is_whole(path)
     return _decoder(path, name)
+
+
+def _hint(name: str) -> str:
+    """Why a file may not be there: macOS writes é as e and an accent, others as one letter, and they look the same."""
+    for form, words in (("NFC", "letters in one piece"), ("NFD", "letters and accents apart")):
+        other = unicodedata.normalize(form, name)  # type: ignore[arg-type]
+        if other != name and Path(other).is_file():
+            return f"but one that looks the same is there, written with {words} ({form}): write the manifest's names so too"
+    return (
+        "the paths of a manifest are relative to it; if audio has moved: featstore relabel STORE --audio-root OLD=NEW"
+    )
 
 
 def _decoder(file: Path | io.BytesIO, name: str) -> sf.SoundFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -122,7 +123,11 @@ def _load(path: str, config: str, wanted: str) -> dict[str, Any]:
         raise ValueError(
             "reading a Hugging Face dataset needs datasets; where whowhen was cloned: pip install -e '.[hub]'"
         ) from None
+    # What the hub's client says of each of its attempts would stand before our one line.
+    speaker = logging.getLogger("huggingface_hub")
+    level = speaker.level
     try:
+        speaker.setLevel(logging.ERROR)
         if path.startswith("hf:"):
             found = datasets.load_dataset(unquote(path[3:]), config or None, split=wanted or None)
         else:
@@ -133,6 +138,8 @@ def _load(path: str, config: str, wanted: str) -> dict[str, Any]:
             f"dataset {unquote(path)}: cannot be had ({reason}); check the name, `huggingface-cli login` for gated ones, "
             "or download it elsewhere, save_to_disk, and give the folder"
         ) from None
+    finally:
+        speaker.setLevel(level)
     splits = dict(found) if isinstance(found, dict) else {wanted.split("[")[0] or str(found.split or "train"): found}
     # Our decoder, not the library's: one way for audio to enter.
     return {

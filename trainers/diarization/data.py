@@ -37,10 +37,16 @@ class CropSampler:
 
     Raises
     ------
-    ConfigError : every session has the weight 0.
+    ConfigError : a pattern matches no session, or every session has the weight 0.
     """
 
     def __init__(self, sessions: Sequence[Session], config: DiarizationConfig, length: int) -> None:
+        for pattern in config.sampling:
+            if not any(fnmatchcase(s.id, pattern) for s in sessions):
+                raise ConfigError(
+                    f"sampling: {pattern!r} matches none of the {len(sessions)} training sessions, which are called "
+                    f"{', '.join(s.id for s in sessions[:3])}{', …' if len(sessions) > 3 else ''}; * stands for any text"
+                )
         weights = np.array([s.num_frames * _weight(s.id, config.sampling) for s in sessions], dtype=np.float64)
         if not weights.sum() > 0:
             raise ConfigError(f"sampling {config.sampling} gives every training session the weight 0")

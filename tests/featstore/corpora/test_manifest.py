@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,13 +108,14 @@ def test_the_first_of_several_keys_counts(tmp_path: Path) -> None:
 
 
 def test_which_turns_of_an_rttm_are_an_utterances(tmp_path: Path) -> None:
-    """Those of the recording by the audio's name, the id or the recording; of the only one, whatever it is called."""
+    """Those of the recording by the audio's name, the id or the recording; of the only one in a file called as the audio."""
     lines = "".join(
         f"SPEAKER {name} 1 {start} {length} <NA> <NA> {speaker} <NA> <NA>\n"
         for name, start, length, speaker in (("m", 0, 2, "a"), ("m", 2, 1, "b"), ("m", 5, 3, "c"), ("n", 2, 2, "z"))
     )
     (tmp_path / "both.rttm").write_text(lines)
-    (tmp_path / "one.rttm").write_text("".join(line + "\n" for line in lines.splitlines() if " m " in line))
+    one = tmp_path / "x.rttm"
+    one.write_text("".join(line + "\n" for line in lines.splitlines() if " m " in line))
 
     def turns(name: str, **facts: object) -> tuple[Turn, ...]:
         entry = {"audio_filepath": "x.wav", "rttm_filepath": name, **facts}
@@ -123,15 +125,62 @@ def test_which_turns_of_an_rttm_are_an_utterances(tmp_path: Path) -> None:
     assert turns("both.rttm", audio_filepath="d/m.wav", **cut) == (Turn(0.0, 1.0, "b"),)
     assert turns("both.rttm", utt_id="n", **cut) == (Turn(0.0, 2.0, "z"),)
     assert turns("both.rttm", recording="m", offset=2.5, duration=3.0) == (Turn(0.0, 0.5, "b"), Turn(2.5, 3.0, "c"))
-    assert turns("one.rttm", offset=1.0) == (Turn(0.0, 1.0, "a"), Turn(1.0, 2.0, "b"), Turn(4.0, 7.0, "c"))
+    assert turns("x.rttm", offset=1.0) == (Turn(0.0, 1.0, "a"), Turn(1.0, 2.0, "b"), Turn(4.0, 7.0, "c"))
     with pytest.raises(ValueError, match="has no recording named x"):
         turns("both.rttm")
     (tmp_path / "empty.rttm").write_text("")
-    assert turns("empty.rttm", speaker="s") == ()
+    with pytest.raises(ValueError, match="m.jsonl:1: .*empty.rttm holds no turn; leave rttm_filepath out"):
+        turns("empty.rttm", speaker="s")
     # A file that has changed since is read again.
-    (tmp_path / "one.rttm").write_text("SPEAKER m 1 0 1 <NA> <NA> new <NA> <NA>\n")
-    os.utime(tmp_path / "one.rttm", ns=(1, 1))
-    assert turns("one.rttm") == (Turn(0.0, 1.0, "new"),)
+    one.write_text("SPEAKER m 1 0 1 <NA> <NA> new <NA> <NA>\n")
+    os.utime(one, ns=(1, 1))
+    assert turns("x.rttm") == (Turn(0.0, 1.0, "new"),)
+
+
+def test_labels_that_cannot_be_right(tmp_path: Path) -> None:
+    """The RTTM of another recording, or one that goes on beyond the audio's end; the near name is said."""
+    sf.write(tmp_path / "ES2004a.Mix.wav", np.zeros(80000, np.float32), 8000)
+
+    def read(rttm: str, name: str = "r.rttm", **facts: object) -> Utterance:
+        rows = (line.split() for line in rttm.splitlines())
+        text = "".join(f"SPEAKER {r} 1 {at} {long} <NA> <NA> {who} <NA> <NA>\n" for r, at, long, who in rows)
+        (tmp_path / name).write_text(text)
+        os.utime(tmp_path / name, ns=(1, zlib.crc32(text.encode())))
+        entry = {"audio_filepath": "ES2004a.Mix.wav", "rttm_filepath": name, **facts}
+        return read_manifest(jsonl(tmp_path / "m.jsonl", entry))[0]
+
+    assert read("ES2004a 1 2 a").turns == (Turn(1.0, 3.0, "a"),)
+    assert read("meeting 1 2 a", "ES2004a.rttm").turns == (Turn(1.0, 3.0, "a"),)
+    assert read("other 1 2.5 a", session_id="other").turns == (Turn(1.0, 3.5, "a"),)
+    assert read("ES2004a 9 1.25 abc").turns == (Turn(9.0, 10.0, "abc"),)  # marked to the second, cut to the audio
+    with pytest.raises(ValueError, match=r"r.rttm has no recording named .*, but 'ES2004b'; if it is the right one"):
+        read("ES2004b 1 2 a")
+    with pytest.raises(ValueError, match="has no recording named"):
+        read("ES2004 1 2 a")
+    many = "".join(f"EN{k} 1 2 a\n" for k in range(5)) + "ES2O04a 1 2 a"
+    with pytest.raises(ValueError, match="but 'EN0', 'EN1', 'EN2', …; did you mean 'ES2O04a'"):
+        read(many)
+    with pytest.raises(
+        ValueError, match=r"1 turn\(s\) lie beyond the end of .*, which has 10.0 s, the first from 9.0 to 11.5"
+    ):
+        read("ES2004a 1 2 a\nES2004a 9 2.5 ab")
+
+
+def test_what_may_be_a_mistake_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.rttm").write_text("SPEAKER a 1 0 1 <NA> <NA> x <NA> <NA>\n")
+    base = {"audio_filepath": "a.wav", "rttm_filepath": "a.rttm", "duration": 5, "split": "validation"}
+    path, told = jsonl(tmp_path / "m.jsonl", base, {**base, "offset": 5}), []
+    read_manifest(path, note=told.append)
+    assert told == [
+        f"{path}: split 'validation' is a name of your own; if 'dev' is meant, write that",
+        f"{path}: 1 of 2 utterances have neither a speaker nor turns, the first is 'a@5'",
+    ]
+    told.clear()
+    read_manifest(jsonl(path, {**base, "split": "dev"}, {"audio_filepath": "b.wav", "speaker": "s"}), note=told.append)
+    read_manifest(jsonl(path, {"audio_filepath": "b.wav"}), note=told.append)
+    assert told == []
+    with pytest.raises(ValueError, match="--split: split 'Test'; did you mean 'test'"):
+        read_manifest(path, split="Test")
 
 
 def test_a_key_near_a_known_one_that_is_there_is_somebodys_own(tmp_path: Path) -> None:
@@ -145,6 +194,10 @@ def test_a_key_near_a_known_one_that_is_there_is_somebodys_own(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        (b'{"audio_filepath": "a.wav", "split": "Train"}', "m.jsonl:2: split 'Train'; did you mean 'train'"),
+        (b'{"audio_filepath": "a.wav", "split": "tset "}', "did you mean 'test'"),
+        (b'{"audio_filepath": "a.wav", "spilt": "test"}', "unknown key 'spilt'; did you mean 'split'"),
+        (b'{"audio_filepath": "a.wav", "Speaker": "a"}', "unknown key 'Speaker'; did you mean 'speaker'"),
         (b'{"audio_filepath": "a.wav"', "not JSON"),
         (b"[1, 2]", "expected a JSON object"),
         (b'{"audio_filepath": "\xff.wav"}', "not UTF-8"),
@@ -219,8 +272,10 @@ def test_huggingface_dataset_gives_the_same_utterances(tmp_path: Path) -> None:
     ]
     for u in utterances:
         np.testing.assert_allclose(load(u, 16000), wave, atol=1e-4)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "state.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot be had"):
-        read_manifest(tmp_path)
+        read_manifest(tmp_path / "broken")
 
 
 def test_a_dataset_gives_no_file_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

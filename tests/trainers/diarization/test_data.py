@@ -240,6 +240,10 @@ def test_sampling_weighs_sessions_by_length_and_pattern(tmp_path):
     assert [len(CropSampler(sessions, config(), length).epoch(1)) for length in (108, 120, 1000)] == [4, 3, 1]
     with pytest.raises(ConfigError, match="weight 0"):
         CropSampler(sessions, config("sampling=*:0"), 25)
+    with pytest.raises(
+        ConfigError, match=r"'amy\*' matches none of the 3 training sessions, which are called sim/1, ami/1"
+    ):
+        CropSampler(sessions, config("sampling=ami*:3,amy*:2"), 25)
 
 
 def test_every_start_that_fits_is_drawn_and_no_other(tmp_path):
@@ -278,9 +282,11 @@ def test_crops_depend_on_the_seed_and_the_epoch(tmp_path):
 def test_the_first_pattern_that_fits_gives_the_weight(tmp_path):
     turns = ((0.0, 1.0, "a"),)
     write(tmp_path / "s", [talk(id, "train", *turns) for id in ("ami/a", "ami/b", "x")] + [talk("d", "dev", *turns)])
-    chosen = config("sampling=AMI*:9,ami/a:5,ami/*:0", "crops_per_epoch=60")
+    chosen = config("sampling=ami/a:5,ami/*:0", "crops_per_epoch=60")
     sessions = load_sessions(featstore.open(tmp_path / "s"), chosen).train
     assert Counter(c.session.id for c in CropSampler(sessions, chosen, 25).epoch(1)) == {"ami/a": 50, "x": 10}
+    with pytest.raises(ConfigError, match=r"'AMI\*' matches none"):  # letters' case counts
+        CropSampler(sessions, config("sampling=AMI*:9,ami/*:2"), 25)
 
 
 def test_labels_at_the_edges_of_a_crop(tmp_path):
