@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Iterator
@@ -45,12 +46,34 @@ def going_on_later(finished: str = "stays") -> Iterator[None]:
         raise SystemExit(130) from None
 
 
+@contextmanager
+def starting_over(what: str) -> Iterator[None]:
+    """Of work that leaves nothing behind, or nothing that counts, where it is interrupted: Ctrl-C says so; exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: this {what} is not whole and counts for nothing; what it reads is as it was", file=sys.stderr
+        )
+        raise SystemExit(130) from None
+
+
 def message(error: BaseException) -> str:
     """One line that says what an exception says: KeyError's text without quotes, OSError's with its file name."""
     if isinstance(error, KeyError) and len(error.args) == 1:
         text = str(error.args[0])
     elif isinstance(error, OSError) and error.strerror and error.filename is not None:
-        text = f"{error.filename}: {error.strerror}"
+        text = f"{error.filename}: {error.strerror}{_next_step(error)}"
     else:
-        text = str(error)
+        text = str(error) + (_next_step(error) if isinstance(error, OSError) else "")
     return " ".join(text.split()) or type(error).__name__
+
+
+def _next_step(error: OSError) -> str:
+    """What to do where the machine has run out of something."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        which = "df -h" if error.errno == errno.ENOSPC else "quota -s"
+        return f"; make room on that disk ({which} shows it), then run the same command again: what was finished stays"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "; close other programs, or raise the number of open files: ulimit -n 4096"
+    return ""

@@ -16,6 +16,7 @@ from evaluation.doctor import Check, Level
 from evaluation.runs import HYPOTHESIS, REFERENCE, RESULT, SCORES, RunFiles
 from evaluation.verification import evaluate_scores
 from featstore import Store
+from featstore.store.labels import label_digests, other_labels
 
 # A figure taken again from a run's RTTM files, whose times are rounded to the millisecond.
 _DER_TOLERANCE = 2e-3
@@ -182,6 +183,10 @@ def _check_features(run: RunFiles, store: Store) -> list[Check]:
         found = store.features[name].fingerprint if name in store.features else "absent"
         level: Level = "ok" if found == spec.fingerprint else "error"
         checks.append(Check(f"{run.path}: {name} in {store.address}", found, spec.fingerprint, level))
+    if then := run.config.get("labels"):
+        others = other_labels(then, label_digests(store))
+        name = f"{run.path}: labels in {store.address}"
+        checks.append(Check(name, others or "as then", "those it was trained on", "warning" if others else "ok"))
     return checks
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 import featstore
 from featstore.store.address import as_url
 from featstore.store.reader import Store
+from featstore.store.show import counts
 
 
 def facts_of(path: str | PathLike[str]) -> dict[str, Any]:
@@ -22,18 +22,11 @@ def facts_of(path: str | PathLike[str]) -> dict[str, Any]:
     StoreError : as `featstore.open`.
     """
     store = featstore.open(path)
-    table = store.utterances
-    speakers = set(table["speaker"].to_pylist()) | set(
-        pc.struct_field(pc.list_flatten(table["turns"]), "speaker").to_pylist()
-    )
     failures = store.path / "failures.jsonl"
     return {
         "store": as_url(path) or str(path),
-        "utterances": len(store),
-        "hours": float(pc.sum(table["duration"]).as_py() or 0.0) / 3600,
-        "speakers": len(speakers - {None}),
-        "recordings": pc.count_distinct(table["recording"]).as_py(),
-        "splits": {row["values"]: row["counts"] for row in pc.value_counts(table["split"]).to_pylist()},
+        **counts(store.utterances),
+        "changes": len(store.changes.names),
         "bytes": _bytes(path),
         "failures": len(failures.read_bytes().splitlines()) if failures.exists() else 0,
         "features": {name: _feature(store, name) for name in store.features},

@@ -19,6 +19,7 @@ from evaluation.runs import CONFIG, FACTS, HISTORY
 from evaluation.runs import RunError as RunError
 from featstore import FeatureSpec, Store
 from featstore.files import write_atomically
+from featstore.store.labels import label_digests, other_labels
 from trainers.config import FitConfig
 
 # What may change between a run and its resumption without making it another run.
@@ -30,13 +31,22 @@ C = TypeVar("C", bound=FitConfig)
 class Run(Generic[C]):
     """A run's folder. Make one with `create`, go on with one through `resume`, read one with `open`."""
 
-    def __init__(self, path: Path, config: C, features: Mapping[str, FeatureSpec], store: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: C,
+        features: Mapping[str, FeatureSpec],
+        store: str,
+        labels: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = path
         self.config = config
         #: Path of the store it was trained on, as it was given.
         self.store = store
         #: The specs of the features it was trained on, by name.
         self.features = dict(features)
+        #: Of each split it was trained on, how many utterances and a digest of their labels; None in runs before 0.2.
+        self.labels = labels
 
     @classmethod
     def create(cls, path: str | Path, config: C, store: Store, *, resume: bool = False) -> Run[C]:
@@ -51,18 +61,23 @@ class Run(Generic[C]):
         for name in config.features:
             store.index(name)  # says what is there when it is not
         features = {name: store.features[name] for name in config.features}
+        labels = label_digests(store)
         if path.exists() and any(path.iterdir()):
             if not resume:
                 raise RunError(f"{path}: exists already; choose another --out, or add --resume to go on with it")
             there = Run.open(path)
             there.check(store)
+            if others := other_labels(there.labels, labels):
+                raise RunError(
+                    f"{path}: cannot resume: labels in {store.address} are others than it began with ({others}); train a new run"
+                )
             old, new = there.config.to_json(), config.to_json()
             changed = [key for key in old if old[key] != new.get(key) and key not in _MAY_DIFFER]
             if changed:
                 told = ", ".join(f"{key} (was {old[key]!r}, now {new.get(key)!r})" for key in changed)
                 raise RunError(f"{path}: cannot resume with other settings: {told}")
-            return cls(there.path, config, there.features, there.store)
-        return cls(path, config, features, store.address)
+            return cls(there.path, config, there.features, there.store, there.labels)
+        return cls(path, config, features, store.address, labels)
 
     def begin(self) -> None:
         """Make the folder and write config.json, once the data have passed their checks."""
@@ -79,6 +94,7 @@ class Run(Generic[C]):
                     name: {"fingerprint": spec.fingerprint, "warning": spec.warning, "spec": spec.to_json()}
                     for name, spec in self.features.items()
                 },
+                "labels": self.labels,
             },
         )
 
@@ -95,7 +111,7 @@ class Run(Generic[C]):
             config = FitConfig.from_json(found.config["config"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(f"{found.path / CONFIG}: damaged or of another version: {error}") from None
-        return Run(found.path, config, found.features, found.config["store"])
+        return Run(found.path, config, found.features, found.config["store"], found.config.get("labels"))
 
     def check(self, store: Store) -> None:
         """Refuse a store whose features are not the ones this run was trained on.

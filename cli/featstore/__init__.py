@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from cli.featstore import copies, extract, simulate, stores
+from cli.featstore import copies, extract, labels, simulate, stores
+from cli.options import CONTEXT, VersionOption
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True, context_settings=CONTEXT, rich_markup_mode="rich", pretty_exceptions_enable=False
+)
 
 
 @app.callback()
-def main() -> None:
+def main(version: VersionOption = False) -> None:
     """Frame-level features of speech in a store that a laptop trains from."""
 
 
 for command in (extract.extract, simulate.simulate, stores.info, stores.verify, copies.push, copies.pull):
     app.command()(command)
-app.command()(stores.compact)
+for upkeep in (stores.compact, labels.relabel, labels.remove, copies.merge):
+    app.command()(upkeep)
 app.command("export")(copies.export)
 app.command("import")(copies.import_)

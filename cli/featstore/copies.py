@@ -1,14 +1,15 @@
-"""``featstore push``, ``pull``, ``export`` and ``import``: a store somewhere else, or in another shape."""
+"""``featstore push``, ``pull``, ``merge``, ``export`` and ``import``: a store somewhere else, or in another shape."""
 
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.errors import going_on_later, user_errors
+from cli.errors import going_on_later, starting_over, user_errors
 from cli.featstore.options import JsonOption, StoreArgument, StoreOption
 from cli.progress import bar
 
@@ -75,6 +76,8 @@ def _address(url: str, example: str) -> str:
 
     if (address := as_url(url)) is None:
         raise ValueError(f"{url}: expected an address, such as {example}")
+    if not address.partition("://")[2].strip("/"):
+        raise ValueError(f"{url}: names no bucket, host or folder; expected an address, such as {example}")
     return address
 
 
@@ -87,25 +90,86 @@ def _moved(verb: str, url: str, done: Transfer, as_json: bool) -> None:
 
 
 @user_errors()
-def export(
-    store: StoreArgument, file: Annotated[Path, typer.Argument(help="The HDF5 file to write, e.g. STORE.h5.")]
+def merge(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="The stores' folders.")],
+    out: Annotated[Path, typer.Option(help="The store to copy them into; it may be there already.")],
+    as_json: JsonOption = False,
 ) -> None:
-    """Write a whole store as one HDF5 file.
+    """Copy several stores into one, with all that was put right in them.
+
+    Their features must be the same (equal fingerprints) or have other names, and an id must mean the same in all of them;
+    else nothing is copied. Run it again after a kill, or when more is there: what is there stays.
 
     [bold]Example[/bold]
 
-        featstore export STORE features.h5
+        featstore merge STORE-A STORE-B --out STORE
     """
+    from featstore.upkeep.merge import merge as run
+
+    with going_on_later(), bar(f"merging into {out.name}") as shown:
+        done = run(stores, out, progress=shown.update)
+    if as_json:
+        print(json.dumps({"store": str(out), **vars(done)}))
+    else:
+        there = f"; {done.parts_there} were there already" if done.parts_there else ""
+        print(f"{out}: {done.utterances} utterances; {done.parts} parts, {done.bytes / 1e6:.1f} MB copied{there}")
+
+
+class Shape(StrEnum):
+    """What `export` may write."""
+
+    hdf5 = "hdf5"
+    lhotse = "lhotse"
+    kaldi = "kaldi"
+
+
+@user_errors()
+def export(
+    store: StoreArgument,
+    target: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The HDF5 file, e.g. STORE.h5, or the folder of --to.")
+    ],
+    to: Annotated[
+        Shape,
+        typer.Option(help="hdf5: all of it, for featstore import; lhotse: cuts; kaldi: ark and scp of one feature."),
+    ] = Shape.hdf5,
+    feature: Annotated[str | None, typer.Option(help="Which, for lhotse and kaldi [dim](the only one)[/dim].")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a whole store as one HDF5 file, or a feature of it for lhotse or Kaldi.
+
+    [bold]Examples[/bold]
+
+        featstore export STORE features.h5
+
+        featstore export STORE cuts --to lhotse --feature mimi
+    """
+    import featstore
+    from featstore import toolkits
     from featstore.exchange import export_hdf5
 
-    with bar("exporting") as shown:
-        export_hdf5(store, file, progress=shown.update)
-    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+    if to is Shape.hdf5 and feature:
+        raise ValueError("--feature goes with --to lhotse or kaldi; an HDF5 file holds all features")
+    if not target.absolute().parent.is_dir():
+        raise ValueError(f"{target.parent}: no such folder; make it first: mkdir -p {target.parent}")
+    with starting_over("export"), bar("exporting") as shown:
+        if to is Shape.hdf5:
+            export_hdf5(store, target, progress=shown.update)
+        else:
+            write = toolkits.export_lhotse if to is Shape.lhotse else toolkits.export_kaldi
+            write(featstore.open(store, verify=True), target, feature, progress=shown.update)
+    size = sum(path.stat().st_size for path in (target.iterdir() if target.is_dir() else [target]))
+    if as_json:
+        print(json.dumps({"store": str(store), "to": to.value, "path": str(target), "bytes": size}))
+    else:
+        print(f"{target}: {size / 1e6:.1f} MB")
 
 
 @user_errors()
 def import_(
-    file: Annotated[Path, typer.Argument(help="An HDF5 file that `featstore export` wrote.")], store: StoreOption
+    file: Annotated[Path, typer.Argument(help="An HDF5 file that `featstore export` wrote.")],
+    store: StoreOption,
+    as_json: JsonOption = False,
 ) -> None:
     """Add what an HDF5 file holds to a store; what is there already is skipped.
 
@@ -115,6 +179,9 @@ def import_(
     """
     from featstore.exchange import import_hdf5
 
-    with bar("importing") as shown:
+    with going_on_later("is in the store"), bar("importing") as shown:
         added = import_hdf5(file, store, progress=shown.update)
-    print(f"{store}: {added} utterances added (counted once a feature)")
+    if as_json:
+        print(json.dumps({"file": str(file), "store": str(store), "added": added}))
+    else:
+        print(f"{store}: {added} utterances added (counted once a feature)")

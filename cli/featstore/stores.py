@@ -43,6 +43,10 @@ def info(store: ReadableArgument, as_json: JsonOption = False) -> None:
         print(f"    {f['model']}, weights {f['weights']} (sha256 {f['weights_sha256'][:12]}), {f['fingerprint']}")
         if f["warning"]:
             print(f"    warning: {f['warning']}")
+    if facts["changes"]:
+        print(
+            f"  {facts['changes']} change(s) by relabel or remove since; featstore compact {store} writes them into the parts"
+        )
     if facts["failures"]:
         print(f"  {facts['failures']} failure(s), listed in {store / 'failures.jsonl'}")
 

@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from featstore.files import naming
 from featstore.store import layout
 from featstore.store.layout import StoreError
 
@@ -47,7 +48,7 @@ _MACHINE_ROLE = "169.254.169.254"
 MAX_LISTING_BYTES = 64 << 20
 
 
-TOPS = tuple(f"{top}/" for top in (layout.GROUP, layout.INDEX, layout.UTTERANCES))
+TOPS = tuple(f"{top}/" for top in (layout.GROUP, layout.INDEX, layout.UTTERANCES, layout.CHANGES))
 
 
 _SAFE = re.compile(r"[\w.+~ -]+(/[\w.+~ -]+)*")
@@ -207,7 +208,7 @@ class Remote:
         scratch.mkdir(parents=True, exist_ok=True)
         temporary = scratch / f".{os.urandom(8).hex()}.tmp"
         try:
-            with open(temporary, "wb") as file:
+            with naming(target), open(temporary, "wb") as file:
                 self._call(path, lambda: self._receive(path, size, file))
                 file.flush()
                 os.fsync(file.fileno())

@@ -14,7 +14,7 @@ import numpy as np
 from featstore.files import write_atomically
 from featstore.remote.blocks import Blocks
 from featstore.remote.client import TRANSFERS, Remote
-from featstore.remote.specs import read_specs
+from featstore.remote.specs import fetch_changes, read_changes, read_specs
 from featstore.store import layout, metadata
 from featstore.store.layout import StoreError
 from featstore.store.metadata import read_seal
@@ -50,12 +50,14 @@ def open_remote(url: str, *, verify: bool = False, cache: Path | None = None, ca
         cache = base / hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
     for spec in specs.values():
         metadata.create(cache, spec)
+    changes = read_changes(remote, files)
+    fetch_changes(remote, files, changes, cache)
     parts = {feature: list(names) for feature, names in layout.committed_in(files).items()}
     with ThreadPoolExecutor(TRANSFERS) as pool:
         list(pool.map(lambda p: _fetch_tables(remote, files, cache, *p), [(f, p) for f in specs for p in parts[f]]))
     blocks = Blocks(remote, files, cache_bytes)
     make_part = partial(RemotePart, verify=verify, store=cache, blocks=blocks)
-    return Store(cache, make_part=make_part, address=url, parts=parts)
+    return Store(cache, make_part=make_part, address=url, parts=parts, changes=changes)
 
 
 def _fetch_tables(remote: Remote, files: dict[str, int], cache: Path, feature: str, part: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from featstore.remote.client import Remote, first_line
 from featstore.store import layout, metadata
+from featstore.store.changes import read_change
 from featstore.store.layout import FingerprintMismatch, StoreError
 from featstore.types import FeatureSpec
 
@@ -20,14 +21,24 @@ def read_specs(remote: Remote, files: dict[str, int]) -> dict[str, FeatureSpec]:
     ------
     StoreError : no store there, another version, or metadata that was edited.
     """
-    if layout.ROOT not in files:
-        raise StoreError(f"{remote.url}: no store there (no {layout.ROOT})")
-    metadata.refuse_version(_attributes(remote, layout.ROOT), remote.url)
+    read_changes(remote, files)
     specs = {}
     for name in layout.committed_in(files):
         path = layout.spec_path(name)
         specs[name] = metadata.checked_spec(_attributes(remote, path), name, f"{remote.url}/{path}")
     return specs
+
+
+def read_changes(remote: Remote, files: dict[str, int]) -> tuple[str, ...]:
+    """Names of the changes of the store at an address, oldest first.
+
+    Raises
+    ------
+    StoreError : no store there, another version, or metadata that was edited.
+    """
+    if layout.ROOT not in files:
+        raise StoreError(f"{remote.url}: no store there (no {layout.ROOT})")
+    return metadata.refuse_version(_attributes(remote, layout.ROOT), remote.url)
 
 
 def _attributes(remote: Remote, path: str) -> dict[str, Any]:
@@ -40,9 +51,29 @@ def _attributes(remote: Remote, path: str) -> dict[str, Any]:
         raise StoreError(f"{remote.url}/{path}: not a group's metadata ({first_line(error)})") from None
 
 
+def fetch_changes(remote: Remote, files: dict[str, int], names: Iterable[str], store: Path) -> None:
+    """Copy changes into a store, or what keeps its tables, and check them; its root does not name them by that.
+
+    Raises
+    ------
+    StoreError : one is missing or damaged.
+    """
+    for name in sorted(names):
+        path = layout.change_path(name)
+        if not (store / path).exists():
+            remote.download(path, store / path, files.get(path, 0), store / layout.CHANGES)
+        try:
+            read_change(store, name)
+        except StoreError as error:
+            (store / path).unlink(missing_ok=True)
+            raise StoreError(f"{remote.url}/{path}: damaged or missing; push the store again ({error})") from None
+
+
 def write_specs(remote: Remote, there: dict[str, int], store: Path, specs: Iterable[str]) -> None:
-    """Write the root's and features' zarr.json where they are not there; refuse other features under these names."""
-    for path in (layout.ROOT, *(layout.spec_path(name) for name in sorted(specs))):
+    """Write features' zarr.json where they are not there; refuse other features under these names. Then the changes, and
+    the root, which names those of both sides."""
+    theirs = read_changes(remote, there) if layout.ROOT in there else ()
+    for path in (layout.spec_path(name) for name in sorted(specs)):
         data = (store / path).read_bytes()
         if path not in there:
             remote.upload(path, data)
@@ -50,3 +81,9 @@ def write_specs(remote: Remote, there: dict[str, int], store: Path, specs: Itera
             raise FingerprintMismatch(
                 f"{remote.url}/{path}: holds another feature or version than {store}; push to another address"
             )
+    mine = metadata.check_version(store)
+    for path in map(layout.change_path, mine):
+        if there.get(path) != (store / path).stat().st_size:
+            remote.upload(path, store / path)
+    if layout.ROOT not in there or set(mine) - set(theirs):
+        remote.upload(layout.ROOT, metadata.root_json({*mine, *theirs}))

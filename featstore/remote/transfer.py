@@ -17,8 +17,9 @@ from os import PathLike
 from pathlib import Path
 
 from featstore.remote.client import LISTING, TOPS, TRANSFERS, Remote
-from featstore.remote.specs import read_specs, write_specs
+from featstore.remote.specs import fetch_changes, read_changes, read_specs, write_specs
 from featstore.store import layout, lock, metadata
+from featstore.store.changes import name_changes
 from featstore.store.check import check_part
 from featstore.store.commit import move_part, remove_part
 from featstore.store.layout import StoreError
@@ -114,6 +115,7 @@ def pull(
         incoming = path / "incoming"
         for leftover in incoming.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
+        _pull_changes(remote, there, path)
         with _moving(remote, have, want, progress) as (todo, transfer, move):
             for feature, part, files in todo:
                 move(lambda p: remote.download(p, incoming / p, there[p], incoming), files)
@@ -126,6 +128,14 @@ def pull(
                 transfer.parts += 1
         shutil.rmtree(incoming, ignore_errors=True)
         return transfer
+
+
+def _pull_changes(remote: Remote, there: dict[str, int], store: Path) -> None:
+    """Before the parts: a change says nothing of a part that is not there, and a part must not come without it."""
+    theirs = read_changes(remote, there)
+    mine = metadata.check_version(store)
+    fetch_changes(remote, there, set(theirs) - set(mine), store)
+    name_changes(store, {*mine, *theirs})
 
 
 @contextmanager

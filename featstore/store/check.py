@@ -35,8 +35,9 @@ class Finding:
     utterances: tuple[str, ...] = ()
     #: True for what an interrupted write leaves behind: no data is lost.
     leftover: bool = False
-    #: What repair does with `paths`: "move" sets them aside in ``damaged/``, "write" writes the root's zarr.json anew.
-    remedy: Literal["", "move", "delete", "write"] = ""
+    #: What repair does with `paths`: "move" sets them aside in ``damaged/``, "write" writes the root's zarr.json anew,
+    #: "forget" does both: a change.
+    remedy: Literal["", "move", "delete", "write", "forget"] = ""
     #: Files and folders, inside the store.
     paths: tuple[str, ...] = ()
 

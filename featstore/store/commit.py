@@ -37,7 +37,8 @@ def commit_part(
     paths = layout.PartFiles(spec.name, part)
     folder, index_path = store / paths.folder, store / paths.index
     try:
-        index, facts, seal = _write_part(folder, spec, utterances, frames)
+        with files.naming(folder):
+            index, facts, seal = _write_part(folder, spec, utterances, frames)
         files.write_atomically(store / paths.facts, facts)
         files.write_atomically(store / paths.seal, seal)
         for root, _, names in os.walk(folder):

@@ -26,12 +26,16 @@ class Ids(Mapping[str, int]):
     number that nobody knows beforehand: NumPy computes it for all ids, and nobody can make ids that collide.
     """
 
-    def __init__(self, ids: pa.ChunkedArray | pa.Array) -> None:
+    def __init__(self, ids: pa.ChunkedArray | pa.Array, gone: NDArray[np.bool_] | None = None) -> None:
         #: (rows,) the ids themselves.
         self.ids: pa.Array = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+        #: (rows,) those that were removed and are not found; None where all are.
+        self.gone = gone
         self._modulus = 1 << 30 | secrets.randbits(30) | 1
         hashes = _remainders(self.ids, self._modulus)
         order = np.argsort(hashes)
+        if gone is not None:
+            order = order[~gone[order]]
         # bisect is three times as fast on an array.array as on NumPy's.
         self._hashes = array("i", hashes[order].tobytes())
         kind = "i" if len(ids) < 1 << 31 else "q"
@@ -71,19 +75,30 @@ class Ids(Mapping[str, int]):
 
     def __iter__(self) -> Iterator[str]:
         """Every id once, in the order of its first row."""
-        rows = np.flatnonzero(first_of_each(self.ids))
+        rows = self._there[first_of_each(self.ids.take(pa.array(self._there)))]
         for at in range(0, len(rows), _BLOCK):
             yield from self.ids.take(pa.array(rows[at : at + _BLOCK])).to_pylist()
 
+    @property
+    def _there(self) -> NDArray[np.int64]:
+        """Rows that were not removed."""
+        return np.arange(len(self.ids)) if self.gone is None else np.flatnonzero(~self.gone)
+
     @cached_property
     def _distinct(self) -> int:
-        return int(pc.count_distinct(self.ids).as_py())
+        return int(pc.count_distinct(self.ids if self.gone is None else self.ids.take(pa.array(self._there))).as_py())
 
     def __len__(self) -> int:
         return self._distinct
 
-    def __reduce__(self) -> tuple[type[Ids], tuple[pa.Array]]:
-        return type(self), (self.ids,)
+    def __reduce__(self) -> tuple[type[Ids], tuple[pa.Array, NDArray[np.bool_] | None]]:
+        return type(self), (self.ids, self.gone)
+
+    def same(self, ids: pa.Array, gone: NDArray[np.bool_] | None) -> bool:
+        """Whether it was made of these."""
+        if gone is None or self.gone is None:
+            return gone is self.gone and bool(self.ids.equals(ids))
+        return np.array_equal(gone, self.gone) and bool(self.ids.equals(ids))
 
 
 _BLOCK = 1 << 16

@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from featstore.store import layout
+from featstore.store.changes import NONE, Changes
 from featstore.store.ids import Ids, numbers
 from featstore.store.layout import StoreError
 from featstore.store.part import Part
@@ -30,6 +31,7 @@ class Index:
         part_names: Sequence[str],
         make_part: Callable[[Path, FeatureSpec, int, int], Part],
         known: Iterable[Ids] = (),
+        changes: Changes = NONE,
     ) -> None:
         self.spec = spec
         self.store = store
@@ -39,8 +41,9 @@ class Index:
         #: Part number of each row.
         self.part = np.repeat(np.arange(len(paths), dtype=np.int32), sizes)
         # The first part that holds an id wins: two writers may have met.
-        shared = [other for other in known if other.ids.equals(ids)]
-        self.rows = shared[0] if shared else Ids(ids)
+        gone = changes.gone(self.part_names, sizes, ids)
+        shared = [other for other in known if other.same(ids, gone)]
+        self.rows = shared[0] if shared else Ids(ids, gone)
         #: First row of each part.
         self.begin = np.cumsum(sizes) - sizes
         self.parts = [
@@ -49,10 +52,11 @@ class Index:
         ]
 
     def part_ids(self, part: int) -> pa.Array:
-        """Ids in a part, by its number."""
+        """Ids in a part, by its number; without those that were removed."""
         begin = int(self.begin[part])
         stop = int(self.begin[part + 1]) if part + 1 < len(self.begin) else len(self.rows.ids)
-        return self.rows.ids[begin:stop]
+        ids, gone = self.rows.ids[begin:stop], self.rows.gone
+        return ids if gone is None else ids.filter(pa.array(~gone[begin:stop]))
 
     def row(self, id: str) -> int:
         """The row of an utterance.

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-VERSION = 1
+#: Of a store's parts, and of a store without changes; and of one with them.
+VERSION, VERSION_WITH_CHANGES = 1, 2
 
 
 #: What a store holds, as paths inside it: keys of a bucket as they are, and files as ``store / path``.
-GROUP, INDEX, UTTERANCES = "features.zarr", "index", "utterances"
+GROUP, INDEX, UTTERANCES, CHANGES = "features.zarr", "index", "utterances", "changes"
 ROOT = f"{GROUP}/zarr.json"
 
 
@@ -33,6 +34,10 @@ UTTERANCE_SCHEMA = pa.schema(
         ("start", pa.float64()),
     ]
 )
+
+
+#: One row for each part that holds an utterance: what it is from now on, or that it is removed.
+CHANGE_SCHEMA = pa.schema([("part", pa.string()), ("removed", pa.bool_()), *UTTERANCE_SCHEMA])
 
 
 ARRAYS = ("frames", "mean", "std")
@@ -76,6 +81,11 @@ def index_dir(store: Path, feature: str) -> Path:
 
 def utterances_dir(store: Path) -> Path:
     return store / UTTERANCES
+
+
+def change_path(change: str) -> str:
+    """Where a change is, inside a store."""
+    return f"{CHANGES}/{change}.parquet"
 
 
 def spec_path(feature: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,8 +21,9 @@ PATIENCE_S = 0.5
 def hold(store: Path, *, alone: bool = False) -> Iterator[None]:
     """Be at work in a store: any number of writers at once, or `alone`, to remove parts, nobody else.
 
-    An advisory lock on the root's zarr.json, which never changes; it ends with the process, however that ends. Where the
-    disk has no locks nobody is kept out.
+    An advisory lock on the root's zarr.json; it ends with the process, however that ends. Who commits a change replaces
+    that file while it holds the lock alone, so whoever waited meanwhile has to lock the new one. Where the disk has no
+    locks nobody is kept out.
 
     Raises
     ------
@@ -29,13 +31,18 @@ def hold(store: Path, *, alone: bool = False) -> Iterator[None]:
     """
     with ExitStack() as opened:
         try:
-            # Over NFS an exclusive lock needs a file that is open for writing.
-            file = opened.enter_context(open(store / ROOT, "r+b"))
+            while True:
+                # Over NFS an exclusive lock needs a file that is open for writing.
+                file = open(store / ROOT, "r+b")  # noqa: SIM115
+                with ExitStack() as held:
+                    held.enter_context(file)
+                    _lock(file, store, alone)
+                    if os.path.samestat(os.fstat(file.fileno()), os.stat(store / ROOT)):
+                        opened.enter_context(held.pop_all())
+                        break
         except OSError as error:  # whoever may not write here disturbs nobody
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-        else:
-            _lock(file, store, alone)
         yield
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +16,7 @@ from featstore.store.address import refuse_address
 from featstore.store.layout import (
     ROOT,
     VERSION,
+    VERSION_WITH_CHANGES,
     FingerprintMismatch,
     OtherVersion,
     StoreError,
@@ -70,8 +73,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def check_version(store: Path) -> None:
-    """Refuse what is not a store, or a store of another version.
+def root_json(changes: Iterable[str]) -> bytes:
+    """The root's zarr.json of a store with these changes; without any, it is what it was before there were changes."""
+    if names := sorted(set(changes)):
+        return group_json(sealed({"whowhen_store": VERSION_WITH_CHANGES, "changes": names}))
+    return group_json({"whowhen_store": VERSION})
+
+
+def check_version(store: Path) -> tuple[str, ...]:
+    """Refuse what is not a store, or a store of another version; the names of its changes, oldest first.
 
     Raises
     ------
@@ -79,29 +89,55 @@ def check_version(store: Path) -> None:
     """
     refuse_address(store)
     root = store / ROOT
+    refuse_file(store)
     if not root.exists():
         what = "no such folder" if not store.exists() else f"not a store (no {ROOT} in it)"
         raise StoreError(f"{store}: {what}; make one with: featstore extract MANIFEST --store {store} --feature mimi")
-    refuse_version(read_json(root).get("attributes"), store)
+    return refuse_version(read_json(root).get("attributes"), store)
 
 
-def refuse_version(attributes: Any, store: Path | str) -> None:
-    """Refuse the attributes of a root, here or far away, unless they are of this version.
+def refuse_file(store: Path) -> None:
+    """Refuse a file where a store's folder is meant.
 
     Raises
     ------
-    OtherVersion : they name another. StoreError : they name none.
+    StoreError
+    """
+    if store.is_file():
+        with store.open("rb") as file:
+            exported = file.read(8) == b"\x89HDF\r\n\x1a\n"
+        advice = f"an HDF5 file; unpack it: featstore import {store} --store FOLDER" if exported else "a file"
+        raise StoreError(f"{store}: expected a store's folder, found {advice}")
+
+
+def refuse_version(attributes: Any, store: Path | str) -> tuple[str, ...]:
+    """Refuse the attributes of a root, here or far away, unless they are of a version we read; the changes they name.
+
+    Raises
+    ------
+    OtherVersion : they name another. StoreError : they name none, or changes that have no name of a change.
     """
     found = attributes.get("whowhen_store") if isinstance(attributes, dict) else None
     if type(found) is not int:
         raise StoreError(f"{store}: {ROOT} names no version; run: featstore verify")
-    if found != VERSION:
+    if found not in (VERSION, VERSION_WITH_CHANGES):
         made_by = read_maker(store) if isinstance(store, Path) else (VERSION, "")
         release = f" ({made_by[1]})" if made_by[0] == found else ""
         raise OtherVersion(
-            f"{store}: a store of version {found}, this program reads version {VERSION}; "
+            f"{store}: a store of version {found}, this program reads version {VERSION} and {VERSION_WITH_CHANGES}; "
             f"use the whowhen release that wrote it{release}, or export it there and import it here"
         )
+    if found == VERSION and "changes" not in attributes:
+        return ()
+    names = attributes.get("changes")
+    whole = isinstance(names, list) and all(isinstance(name, str) and CHANGE.fullmatch(name) for name in names)
+    if not whole or attributes != json.loads(root_json(names))["attributes"]:
+        raise StoreError(f"{store}: {ROOT} was edited; run: featstore verify")
+    return tuple(names)
+
+
+#: Names of changes: time, and how the SHA-256 of the file begins.
+CHANGE = re.compile(r"\d{8}T\d{12}-[0-9a-f]{16}")
 
 
 def maker() -> dict[str, Any]:
@@ -187,11 +223,12 @@ def create(store: Path, spec: FeatureSpec) -> None:
     OSError : no permission, no space.
     """
     refuse_address(store)
+    refuse_file(store)
     if (store / ROOT).exists():
         check_version(store)
     for folder in (feature_dir(store, spec.name), index_dir(store, spec.name), utterances_dir(store)):
         folder.mkdir(parents=True, exist_ok=True)
-    write_once(store / ROOT, group_json({"whowhen_store": VERSION}))
+    write_once(store / ROOT, root_json(()))
     check_version(store)
     group = store / spec_path(spec.name)
     if not group.exists():
@@ -204,7 +241,7 @@ def create(store: Path, spec: FeatureSpec) -> None:
         sync(folder)
     found = read_spec(store, spec.name)
     if found.fingerprint != spec.fingerprint:
-        raise FingerprintMismatch(f"feature {spec.name!r} in {store} {_difference(found, spec)}")
+        raise FingerprintMismatch(f"feature {spec.name!r} in {store} {difference(found, spec)}")
 
 
 def _check_seals(store: Path, spec: FeatureSpec) -> None:
@@ -221,7 +258,8 @@ def _check_seals(store: Path, spec: FeatureSpec) -> None:
         return
 
 
-def _difference(there: FeatureSpec, here: FeatureSpec) -> str:
+def difference(there: FeatureSpec, here: FeatureSpec) -> str:
+    """What a feature that is there has otherwise than this one, and what to do."""
     a, b = there.to_json(), here.to_json()
     if a["weights_sha256"] != b["weights_sha256"]:
         return f"holds weights {a['weights_sha256'][:8]}…, this extractor has {b['weights_sha256'][:8]}…" + _MIX

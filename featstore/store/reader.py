@@ -6,7 +6,7 @@ view on the mapped file wherever one chunk holds it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from featstore.store import layout, metadata
+from featstore.store import layout, metadata, show
+from featstore.store.changes import read_changes
 from featstore.store.ids import Ids, first_of_each
 from featstore.store.index import Index
 from featstore.store.part import Part
@@ -39,9 +40,12 @@ class Store:
         make_part: Callable[[Path, FeatureSpec, int, int], Part] | None = None,
         address: str | None = None,
         parts: Mapping[str, Sequence[str]] | None = None,
+        changes: Sequence[str] | None = None,
     ) -> None:
-        metadata.check_version(path)
+        there = metadata.check_version(path)
         self.path = path
+        #: Labels put right and utterances removed: what the root names, unless somebody knows better.
+        self.changes = read_changes(path, there if changes is None else changes)
         #: Names of the parts to show, by feature; None: what is committed when a feature is first touched.
         self._parts = parts
         #: Where it is, for messages and records; of a store at a distance `path` is only the copy of its tables.
@@ -53,6 +57,8 @@ class Store:
         names = names if parts is None else set(parts)
         #: FeatureSpec by name.
         self.features: dict[str, FeatureSpec] = {name: metadata.read_spec(path, name) for name in sorted(names)}
+        #: The columns of each `select` that made this view.
+        self.selected: tuple[dict[str, Any], ...] = ()
         self._indexes: dict[str, Index] = {}
         self._make_part = make_part or partial(Part, verify=verify)
 
@@ -73,9 +79,10 @@ class Store:
         for (name, _, _), here in zip(parts, ids, strict=True):
             new, end = first[end : end + len(here)], end + len(here)
             if new.any():
-                needed.append(self.path / layout.PartFiles("", name).facts)
+                needed.append(name)
                 doubled |= not new.all()
-        _, table = read_tables(needed, layout.UTTERANCE_SCHEMA)
+        files = [self.path / layout.PartFiles("", name).facts for name in needed]
+        table = self.changes.apply(needed, *read_tables(files, layout.UTTERANCE_SCHEMA))
         return table.filter(pa.array(first_of_each(table["id"].combine_chunks()))) if doubled else table
 
     @cached_property
@@ -90,6 +97,12 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.utterances)
+
+    def __repr__(self) -> str:
+        return show.as_text(self)
+
+    def _repr_html_(self) -> str:
+        return show.as_html(self)
 
     def __contains__(self, id: object) -> bool:
         return id in self._rows
@@ -128,6 +141,7 @@ class Store:
         view = object.__new__(type(self))
         view.__dict__ = self.__getstate__()
         view.__dict__["utterances"] = self.utterances if mask is None else self.utterances.filter(mask)
+        view.selected = (*self.selected, columns)
         return view
 
     # ---- frames
@@ -146,8 +160,14 @@ class Store:
                 raise KeyError(f"{self.address} has no feature {feature!r} (there: {there}); extract it first")
             known = [other.rows for other in self._indexes.values()]
             parts = layout.committed(self.path, feature) if self._parts is None else self._parts[feature]
-            index = self._indexes[feature] = Index(self.path, self.features[feature], parts, self._make_part, known)
+            spec = self.features[feature]
+            index = self._indexes[feature] = Index(self.path, spec, parts, self._make_part, known, self.changes)
         return index
+
+    def part_ids(self) -> list[tuple[str, pa.Array]]:
+        """Every part of every feature: its name, and the ids in it."""
+        indexes = [self.index(name) for name in self.features]
+        return [(part, index.part_ids(p)) for index in indexes for p, part in enumerate(index.part_names)]
 
     def num_frames(self, feature: str, id: str) -> int:
         """How many frames an utterance has."""
@@ -198,6 +218,6 @@ class Store:
         return out
 
 
-def store_utterances(store: Store) -> Iterable[Utterance]:
+def store_utterances(store: Store) -> Iterator[Utterance]:
     """Every utterance of a store or view, in order."""
     return (utterance_from_row(row) for batch in store.utterances.to_batches() for row in batch.to_pylist())

@@ -153,7 +153,7 @@ class Writer:
             if old != new:
                 raise ValueError(
                     f"utterance {utterance.id!r}: {self.path} already knows it with {name} {str(old)[:80]!r}, "
-                    f"found {str(new)[:80]!r}; one id must mean one utterance"
+                    f"found {str(new)[:80]!r}; one id must mean one utterance (to correct it: featstore relabel)"
                 )
 
     def commit(self) -> None:

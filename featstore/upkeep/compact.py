@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from featstore.store import layout, lock, metadata
+from featstore.store.changes import drop_changes
 from featstore.store.check import check_part
 from featstore.store.commit import commit_part, remove_part
 from featstore.store.index import Index
@@ -42,7 +43,8 @@ def compact(
 
     A merged part is committed before the parts it replaces are removed, so a kill at any moment loses nothing, and the
     same call finishes what it left. Every part is verified before it is merged or dropped for its copies, and so are the
-    copies. Readers that have the store open must open it again. Free disk space for one merged part is needed.
+    copies. Labels put right are in the new parts' own tables, utterances removed are in none: of those, the frames are gone
+    then. Readers that have the store open must open it again. Free disk space for one merged part is needed.
 
     Parameters
     ----------
@@ -64,11 +66,12 @@ def compact(
                 store = Store(path)
             index = store.index(name)
             for group in _groups(index, part_bytes):
-                if len(group) > 1:
+                if len(group) > 1 or index.part_names[group[0]] in store.changes.rows:
                     _merge(store, index, group)
                 seen += len(group)
                 progress(seen, done.parts_before)
             done.parts_after += len(Store(path).index(name).part_names)
+        drop_changes(path, store.changes.names)
     progress(done.parts_before, done.parts_before)
     return done
 
@@ -116,20 +119,16 @@ def _merge(store: Store, index: Index, group: list[int]) -> None:
     for p in group:  # a merged part has seals of its own: nothing damaged may come under them
         _check(store.path, index, p)
     name = index.spec.name
-    ids = [
-        id
-        for p in group
-        for row, id in enumerate(index.part_ids(p).to_pylist(), start=int(index.begin[p]))
-        if index.rows.get(id) == row
-    ]
+    ids = [id for p in group for id in index.part_ids(p).to_pylist() if index.part[index.rows[id]] == p]
     if ids:
         # Sorts where its first part did, so utterances keep their order. An earlier merge's suffix goes: names stay short.
         first = re.sub(r"-m[0-9a-f]{8}$", "", index.part_names[group[0]])
         merged = f"{first}-m{urandom(4).hex()}"
         facts: dict[str, dict[str, Any]] = {}  # from the tables just checked; another feature's may be damaged
         for p in group:
-            path = store.path / layout.PartFiles(name, index.part_names[p]).facts
-            for row in read_table(path, layout.UTTERANCE_SCHEMA).to_pylist():
+            part = index.part_names[p]
+            table = read_table(store.path / layout.PartFiles(name, part).facts, layout.UTTERANCE_SCHEMA)
+            for row in store.changes.apply([part], np.array([len(table)]), table).to_pylist():
                 facts.setdefault(row["id"], row)  # the first copy, as its frames
         frames = [store.frames(name, id) for id in ids]
         commit_part(store.path, index.spec, merged, [utterance_from_row(facts[id]) for id in ids], frames)

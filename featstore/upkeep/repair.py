@@ -8,6 +8,7 @@ from pathlib import Path
 
 from featstore import files
 from featstore.store import layout, metadata
+from featstore.store.changes import name_changes, whole_changes
 from featstore.store.check import Finding
 
 
@@ -21,12 +22,18 @@ def mend(store: Path, finding: Finding) -> bool:
     index = layout.PartFiles(finding.feature, finding.part).index
     if not finding.remedy or (index not in finding.paths and layout.names_part(store, finding.part)):
         return False  # committed since we looked: on a disk without locks
+    if finding.remedy == "forget":
+        change = store / finding.paths[0]
+        if os.path.lexists(change):
+            _move(store, change)
+        name_changes(store, [name for name in metadata.check_version(store) if name != change.stem])
+        return True
     for path in (store / name for name in finding.paths):
         if finding.remedy == "write":
             if path.is_dir():
                 _move(store, path)
             path.parent.mkdir(exist_ok=True)
-            files.write_atomically(path, metadata.group_json({"whowhen_store": layout.VERSION}))
+            files.write_atomically(path, metadata.root_json(whole_changes(store)))
         elif not os.path.lexists(path):
             continue
         elif finding.remedy == "move":

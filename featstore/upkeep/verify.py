@@ -9,12 +9,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import pyarrow as pa
+
 from featstore.store import failures, layout, lock, metadata
+from featstore.store.changes import Changes
 from featstore.store.check import Finding, check_part, files_below, not_now, stray, temporary
-from featstore.store.layout import OtherVersion, StoreError
+from featstore.store.layout import StoreError
 from featstore.store.metadata import read_seal
 from featstore.types import FeatureSpec
 from featstore.upkeep.repair import mend
+from featstore.upkeep.root import check_changes, check_root
 
 #: Names that `writer.Writer` and `compact` give to parts.
 _OWN_NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}-\d{5,}(-m[0-9a-f]{8})*")
@@ -65,7 +70,7 @@ def verify(
     StoreError : not a store, or another version; with `repair`: something writes to it.
     """
     store = Path(path)
-    root = _check_root(store)
+    root = check_root(store)
     if not repair:
         return _verify(store, root, progress, alone=False)
     if root and not (store / layout.ROOT).is_file():
@@ -77,29 +82,42 @@ def verify(
     return report
 
 
-#: By feature: its spec, if there is one, and which part holds an id.
-_Known = dict[str, tuple[FeatureSpec | None, dict[str, str]]]
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a feature: its spec, if there is one, which part holds an id, and what was removed."""
+
+    spec: FeatureSpec | None
+    changes: Changes
+    #: Whether that is all of it: without it, what was added again looks like a copy.
+    sure: bool
+    seen: dict[str, str] = field(default_factory=dict)
+
+    def ids(self, part: str, ids: tuple[str, ...]) -> list[str]:
+        """Those of a part's ids that were not removed from it."""
+        gone = self.changes.gone([part], np.array([len(ids)]), pa.array(ids, pa.string()))
+        return [id for row, id in enumerate(ids) if gone is None or not gone[row]]
 
 
 def _verify(store: Path, root: Finding | None, progress: Callable[[int, int], None], *, alone: bool) -> Report:
     report = Report(findings=[root] if root else [])
+    changes, problems = check_changes(store)
+    report.findings += problems
     # Before the parts: whoever is writing makes a part's folder first.
     facts = [p.stem for p in sorted(layout.utterances_dir(store).glob("[!.]*.parquet"))]
     folders = (layout.group_dir(store), store / "index")
     parts = {p.name: _part_names(store, p.name) for f in folders for p in sorted(f.glob("*")) if p.is_dir()}
     of, done = sum(len(found) for found in parts.values()), 0
-    known: _Known = {}
+    known: dict[str, _Known] = {}
     for name in sorted(parts):
         spec, problem = _check_spec(store, name)
-        seen: dict[str, str] = {}
-        known[name] = spec, seen
+        known[name] = _Known(spec, changes, sure=all(f.leftover for f in problems))
         found = []
         for part in parts[name]:
-            found += _examine(store, name, part, spec, seen, report)
+            found += _examine(store, name, part, known[name], report)
             done += 1
             progress(done, of)
         if problem:
-            ids = dict.fromkeys([*seen, *(id for finding in found for id in finding.utterances)])
+            ids = dict.fromkeys([*known[name].seen, *(id for finding in found for id in finding.utterances)])
             found.insert(0, _without_spec(store, name, problem, tuple(ids)))
         report.findings += found
     report.findings += _leftovers(store, {part for names in parts.values() for part in names}, facts)
@@ -110,11 +128,11 @@ def _verify(store: Path, root: Finding | None, progress: Callable[[int, int], No
     return report
 
 
-def _look_again(store: Path, finding: Finding, known: _Known, report: Report) -> list[Finding]:
+def _look_again(store: Path, finding: Finding, known: dict[str, _Known], report: Report) -> list[Finding]:
     if finding.feature and finding.part:
         paths = layout.PartFiles(finding.feature, finding.part)
         if (store / paths.index).exists() or (store / paths.folder).exists():
-            return _examine(store, finding.feature, finding.part, *known[finding.feature], report)
+            return _examine(store, finding.feature, finding.part, known[finding.feature], report)
         return []
     if not finding.leftover:
         return [finding]
@@ -135,28 +153,6 @@ def _somebody_writes(store: Path) -> bool:
 def _part_names(store: Path, feature: str) -> list[str]:
     in_group = {p.name for p in layout.feature_dir(store, feature).glob("*") if p.is_dir()}
     return sorted(in_group.union(layout.committed(store, feature)))
-
-
-def _check_root(store: Path) -> Finding | None:
-    """The root's zarr.json holds nothing that is not known: where a store is around it, it can be written again."""
-    path, whole = store / layout.ROOT, metadata.group_json({"whowhen_store": layout.VERSION})
-    try:
-        metadata.check_version(store)
-        if path.read_bytes() == whole:
-            return None
-        problem = f"{path}: edited"
-    except OtherVersion:
-        raise
-    except StoreError as error:
-        if not any(
-            any(store.glob(p)) for p in ("features.zarr/*/zarr.json", "index/*/*.parquet", "utterances/*.parquet")
-        ):
-            raise
-        if now := not_now(error, path):
-            return Finding("", "", now, paths=(layout.ROOT,))
-        metadata.refuse_version({"whowhen_store": metadata.read_maker(store)[0]}, store)
-        problem = f"{path}: {'damaged' if path.exists() else 'missing'}, so the store cannot be opened"
-    return Finding("", "", problem, remedy="write", paths=(layout.ROOT,))
 
 
 def _check_spec(store: Path, feature: str) -> tuple[FeatureSpec | None, StoreError | None]:
@@ -184,25 +180,24 @@ def _without_spec(store: Path, feature: str, error: StoreError, ids: tuple[str, 
     return Finding(feature, "", problem, ids, remedy="move", paths=(layout.spec_path(feature),))
 
 
-def _examine(
-    store: Path, feature: str, part: str, spec: FeatureSpec | None, seen: dict[str, str], report: Report
-) -> list[Finding]:
-    """Read every byte of one part; `seen` gathers which part holds an id, `report` what was read."""
+def _examine(store: Path, feature: str, part: str, known: _Known, report: Report) -> list[Finding]:
+    """Read every byte of one part; `known.seen` gathers which part holds an id, `report` what was read."""
     paths = layout.PartFiles(feature, part)
     try:
         if not (store / paths.index).exists():
             return [_uncommitted(store, feature, part)]
     except OSError:  # not to be looked at now: the check says so
         pass
-    checked = check_part(store, feature, part, spec)
+    checked = check_part(store, feature, part, known.spec)
     found = list(checked.findings)
     if checked.ids or not found:
         report.read[feature, part] = len(checked.ids), checked.num_bytes
-    if not any(f.part for f in found):
-        others = {seen.setdefault(id, part) for id in checked.ids} - {part}
+    ids, seen = known.ids(part, checked.ids), known.seen
+    if ids and known.sure and not any(f.part for f in found):
+        others = {seen.setdefault(id, part) for id in ids} - {part}
         tables = (layout.PartFiles(feature, other).index for other in others)
-        if all(seen[id] != part for id in checked.ids) and all((store / table).exists() for table in tables):
-            problem = f"all of it stands in part {seen[checked.ids[0]]} too (two writers met)"
+        if all(seen[id] != part for id in ids) and all((store / table).exists() for table in tables):
+            problem = f"all of it stands in part {seen[ids[0]]} too (two writers met)"
             found.append(Finding(feature, part, problem, leftover=True, remedy="delete", paths=paths.removal))
     return found
 
@@ -236,10 +231,10 @@ def _leftovers(store: Path, known: set[str], facts: list[str]) -> Iterator[Findi
             paths = (layout.PartFiles("", part).facts,)
             yield Finding("", part, problem, leftover=True, remedy=_remedy(store, part), paths=paths)
     if (store / "incoming").exists():
-        problem = "parts of an interrupted pull; pull again to go on"
+        problem = "parts of an interrupted pull or merge; the same command goes on"
         yield Finding("", "", problem, leftover=True, remedy="delete", paths=("incoming",))
     group, index = layout.group_dir(store), store / "index"
-    tables = [layout.utterances_dir(store), *(p for p in sorted(index.glob("*")) if p.is_dir())]
+    tables = [layout.utterances_dir(store), store / layout.CHANGES, *(p for p in sorted(index.glob("*")) if p.is_dir())]
     groups = [group, *(p for p in sorted(group.glob("*")) if p.is_dir())]
     for folder, belongs in (*((f, "*.parquet") for f in tables), *((f, "zarr.json") for f in groups)):
         for path in sorted(folder.glob("*")):
