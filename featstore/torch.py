@@ -1,0 +1,118 @@
+"""A store under a torch DataLoader.
+
+>>> crops = Crops(featstore.open("store").select(split="train"), "mimi", length=125)
+>>> for batch in DataLoader(crops, batch_size=32, shuffle=True, num_workers=4):
+...     batch["mimi"]  # (32, 125, 512) float32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+import featstore
+from featstore.store.layout import StoreError
+from featstore.store.reader import Store
+
+
+class Crops(Dataset[dict[str, Any]]):
+    """Crops of equal length of the utterances of a store or view; `shuffle=True` of a DataLoader mixes them anew each epoch.
+
+    An utterance gives as many crops as it is long, at least one. An item is a dict: each feature by its name, (length,
+    dim), zeros behind the end of a shorter utterance; ``id``; ``speaker`` ("" where the store names none); ``start``, the
+    crop's first frame; ``frames``, how many are not padding.
+
+    Workers may be forked or spawned: a pickle says where the store is and what was selected, in a few kilobytes, and the
+    worker opens it. Random starts come from torch's generator, which a DataLoader seeds anew for each worker and epoch.
+
+    Parameters
+    ----------
+    features : one name, or several whose frames lie at the same times.
+    length : of a crop, in frames.
+    random : start crops anywhere; False: one behind another from the start, so that an epoch holds every frame once.
+    dtype : of the tensors; the store keeps float16, which halves what workers hand over.
+
+    Raises
+    ------
+    KeyError : the store has no such feature.
+    ValueError : nothing is selected, a length below 1, or features of other frame rates.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        features: str | Sequence[str],
+        length: int,
+        *,
+        random: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.features = (features,) if isinstance(features, str) else tuple(features)
+        self.length, self.random, self.dtype = length, random, dtype
+        if length < 1:
+            raise ValueError(f"length: expected 1 frame or more, found {length}")
+        grids = {name: store.index(name).spec.grid for name in self.features}
+        if len(set(grids.values())) != 1:
+            raise ValueError(f"features of one crop need frames at the same times, found {grids}")
+        self._address, self._selected = store.address, store.selected
+        self._use(store)
+        if not len(self._ids):
+            raise ValueError(f"{store.address}: no utterance of what was selected has {' and '.join(self.features)}")
+
+    def _use(self, store: Store) -> None:
+        self._store: Store | None = store
+        indexes = [store.index(name) for name in self.features]
+        self._ids = [id for id in store.ids if all(id in index.rows for index in indexes)]
+        num = np.array([[i.num[i.rows[id]] for id in self._ids] for i in indexes], dtype=np.int64).min(
+            axis=0, initial=1 << 62
+        )
+        crops = num // self.length if self.random else -(-num // self.length)
+        self._num, self._ends = num, np.cumsum(np.maximum(crops, 1))
+        self._found = len(self._ids), int(num.sum())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("_ids", "_num", "_ends")} | {
+            "_store": None,
+            "_len": len(self),
+        }
+
+    def _open(self) -> Store:
+        """The store, which a worker opens at its first item."""
+        if self._store is None:
+            store, was = featstore.open(self._address), self._found
+            for columns in self._selected:
+                store = store.select(**columns)
+            self._use(store)
+            if self._found != was:
+                raise StoreError(
+                    f"{self._address}: other utterances are in it than when the dataset was made; make it anew"
+                )
+            return store
+        return self._store
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if hasattr(self, "_ends") else int(vars(self)["_len"])
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        store = self._open()
+        if not 0 <= item < len(self):
+            raise IndexError(f"crop {item} of {len(self)}")
+        row = int(np.searchsorted(self._ends, item, side="right"))
+        id, num = self._ids[row], int(self._num[row])
+        if self.random:
+            start = int(torch.randint(max(num - self.length, 0) + 1, ()))
+        else:
+            start = (item - (int(self._ends[row - 1]) if row else 0)) * self.length
+        stop = min(start + self.length, num)
+        found = {"id": id, "speaker": store.utterance(id).speaker or "", "start": start, "frames": stop - start}
+        return found | {name: self._crop(store.frames(name, id, start, stop)) for name in self.features}
+
+    def _crop(self, frames: featstore.types.Frames) -> torch.Tensor:
+        """A tensor of its own: the store's frames are read-only, which torch would warn of."""
+        whole = torch.zeros((self.length, frames.shape[1]), dtype=self.dtype)
+        whole[: len(frames)] = torch.from_numpy(frames.copy())
+        return whole
