@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.errors import user_errors
+from cli.options import CONTEXT, VersionOption
 
 if TYPE_CHECKING:
     from evaluation.bootstrap import Interval
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings=CONTEXT,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
 
 
 @app.callback()
-def main() -> None:
+def main(version: VersionOption = False) -> None:
     """Numbers one can believe: EER, DER, JER, and checks on what they were measured with."""
 
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from cli.errors import user_errors
+from cli.options import CONTEXT, VersionOption
 from trainers import kinds, presets
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT, add_completion=False, pretty_exceptions_enable=False)
 
 
 Kind = StrEnum("Kind", kinds.NAMES)  # type: ignore[misc]  # mypy cannot see the names of a table
@@ -27,7 +28,7 @@ class Protocol(StrEnum):
 
 
 @app.callback()
-def main() -> None:
+def main(version: VersionOption = False) -> None:
     """Train on features that `featstore extract` made; each run is one folder."""
 
 
@@ -50,7 +51,7 @@ Examples:
 
 Every setting of a kind, with default, range and meaning:
 
-  python -c "import featstore.settings as s, trainers.kinds as k; print(s.table(k.settings_of('adapter')))"
+  trainers settings adapter
 """
 
 
@@ -110,6 +111,15 @@ def fit(
         print(json.dumps(result))
     elif result:
         _show(result, out)
+
+
+@app.command("settings")
+@user_errors()
+def settings_(kind: Annotated[Kind, typer.Argument(help="A kind of run, as for fit.")]) -> None:
+    """Every setting of KIND: key=default, what it may be, what it means; for --set and for the TOML file of --config."""
+    from featstore.settings import table
+
+    print(table(kinds.settings_of(kind.value)))
 
 
 def _show(result: dict[str, Any], out: Path) -> None:

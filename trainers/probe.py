@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import time
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +96,7 @@ def load_data(run: Run[ProbeConfig], store: Store) -> ProbeData:
         raise ConfigError(
             f"{store.address}: the probe needs 2 or more speakers to train on, found {distinct} "
             f"in {len(train)} utterances with a speaker"
-            + (" and split=train" if config.protocol == "sound" else " in the trial list")
+            + (f" and split=train. {_splits(store)}" if config.protocol == "sound" else " in the trial list")
         )
     piece_s = config.piece_s or (STAND_IN_PIECE_S if distinct == len(train) else 0.0)
     vectors = _pooled(store, config.features, train)
@@ -278,3 +279,13 @@ def _write_embeddings(
         rows = dict(zip(data.ids, vectors, strict=True))
         for utterance in writer.missing([store.utterance(id) for id in rows]):
             writer.add(utterance, rows[utterance.id][None])
+
+
+def _splits(store: Store) -> str:
+    """What there is in place of split=train, and what to do about it."""
+    there = Counter(name or "(no split)" for name in store.utterances["split"].to_pylist())
+    told = ", ".join(f"{name} {count}" for name, count in sorted(there.items()))
+    return (
+        f"Splits found: {told}. Give utterances their split: featstore relabel STORE MANIFEST, with utt_id and split on "
+        "each line"
+    )

@@ -87,6 +87,14 @@ def create(name: str, **settings: Any) -> Extractor:
         raise ExtractorError(
             f"extractor {name!r} needs {needs[0]}, which is not installed; where whowhen was cloned: pip install -e '.[extract]'"
         ) from None
+    except Exception as error:
+        if name in _BUILT_IN:
+            raise
+        who = f"extractor {name!r} ({_third_party()[name].value})"
+        if isinstance(error, ValueError | KeyError | OSError):
+            raise ExtractorError(f"{who}: {error}") from error
+        error.add_note(f"in {who}")
+        raise
     if not isinstance(getattr(extractor, "spec", None), FeatureSpec) or not callable(
         getattr(extractor, "extract", None)
     ):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featstore.corpora import audio
-from featstore.extractors import Extractor
+from featstore.extractors import Extractor, ExtractorError
 from featstore.jobs.result import Result
 from featstore.store import failures
 from featstore.store.layout import StoreError
@@ -163,12 +163,23 @@ class Pipeline:
         self, batch: list[Utterance], waves: list[NDArray[np.float32]], wanted: Container[str]
     ) -> list[NDArray[np.float32] | None]:
         """Frames of a batch; where the extractor refuses it, of each utterance alone, to find the one at fault."""
+        who = f"encoder {self._extractor.spec.name!r} ({type(self._extractor).__module__}.{type(self._extractor).__name__})"
         try:
-            return list(self._extractor.extract(waves))
+            found = list(self._extractor.extract(waves))
         except ValueError as error:
             if len(waves) == 1:
                 self._fail(batch[0], error, wanted)
                 return [None]
+        except Exception as error:
+            error.add_note(f"in the {who}, on {len(waves)} waves, the first of utterance {batch[0].id!r}")
+            raise
+        else:
+            if len(found) != len(waves):
+                raise ExtractorError(
+                    f"{who}: extract() gave {len(found)} arrays for {len(waves)} waves, expected one for each; try it with "
+                    "featstore.testing.check_extractor"
+                )
+            return list(found)
         return [f for u, w in zip(batch, waves, strict=True) for f in self._encode([u], [w], wanted)]
 
     def _write(self, batch: list[tuple[Utterance, NDArray[np.float32]]], commit: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,7 +120,12 @@ def load_sessions(store: Store, config: SessionsConfig) -> Sessions:
     if others:
         notes.append(f"{others} sessions with a split other than train, dev, test were left out")
     if not splits["train"]:
-        raise ConfigError(f"{store.address}: no utterance with turns has split=train; there is nothing to train on")
+        there = Counter(s.split or "(no split)" for s in found)
+        told = ", ".join(f"{name} {count}" for name, count in there.items()) or "none has turns or a speaker"
+        raise ConfigError(
+            f"{store.address}: no utterance with turns has split=train; there is nothing to train on. Splits found: {told}. "
+            "Give them their split: featstore relabel STORE MANIFEST, with utt_id and split on each line"
+        )
     if config.protocol == "sound":
         _check_disjoint(splits)
     if not splits["dev"]:
