@@ -6,6 +6,7 @@ from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -109,10 +110,13 @@ def export_lhotse(
     """
     cuts, target = to_lhotse(store, feature), _folder(folder)
     from lhotse import CutSet, NumpyHdf5Writer
+    from lhotse.utils import fastcopy
 
     with NumpyHdf5Writer(target / "features.h5") as out, CutSet.open_writer(target / "cuts.jsonl.gz") as listed:
         for done, cut in enumerate(cuts, start=1):
-            listed.write(cut.copy_feats(out))
+            key = out.write(quote(cut.id, safe=""), cut.load_features())  # in HDF5, a slash would make a group
+            kept = fastcopy(cut.features, storage_type=out.name, storage_path=str(out.storage_path), storage_key=key)
+            listed.write(fastcopy(cut, features=kept))
             progress(done, len(cuts))
 
 

@@ -491,7 +491,7 @@ def test_a_spec_under_another_name_or_edited_is_refused(tmp_path: Path) -> None:
         featstore.open(tmp_path / "s")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_only_its_own_version_is_read(tmp_path: Path, version: object) -> None:
     fill(tmp_path / "s", count=1)
     root = tmp_path / "s" / "features.zarr" / "zarr.json"
