@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.corpora import manifest
+from featstore.corpora.audio_files import audio_files
 from featstore.types import Utterance
 
 
@@ -39,6 +40,10 @@ def read_corrections(path: str | PathLike[str]) -> list[Correction]:
     ValueError : as `read_manifest`.
     """
     name = str(path)
+    if not name.startswith("hf:") and audio_files(Path(name)):
+        raise ValueError(
+            f"{name}: audio says nothing of labels; for audio that moved: featstore relabel STORE --audio-root OLD=NEW"
+        )
     if name.startswith("hf:") or Path(name).is_dir():
         return [_of_dataset(name, u) for u in manifest.read_manifest(name)]
     entries = manifest.read_entries(Path(name))
@@ -50,7 +55,8 @@ def read_corrections(path: str | PathLike[str]) -> list[Correction]:
 
 
 def _of_dataset(name: str, u: Utterance) -> Correction:
-    return Correction(u.id, name, {key: getattr(u, key) for key in ("split", "speaker", "recording", "audio")})
+    labels = {key: getattr(u, key) for key in ("split", "speaker", "recording", "audio")}
+    return Correction(u.id, name, {key: value for key, value in labels.items() if value})
 
 
 def _of_line(where: str, entry: Mapping[str, Any], root: Path, several: set[str]) -> Correction:

@@ -251,7 +251,9 @@ def test_corrections_that_cannot_be_right_change_nothing(store: Path, tmp_path: 
         (tmp_path / "m.jsonl").write_text(text)
         with pytest.raises(ValueError, match=expected):
             read_corrections(tmp_path / "m.jsonl")
+    (tmp_path / "u01.wav").touch()
     for arguments, expected in (
+        (["relabel", str(store), str(tmp_path / "u01.wav")], "audio says nothing of labels"),
         (["remove", str(store), "u1"], "'u1' is not in it; did you mean 'u1"),
         (["remove", str(store), "--split", "tset"], "no utterance of split 'tset'; there are: test 6, train 6"),
         (["remove", str(store)], "say which utterances"),
