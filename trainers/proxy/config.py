@@ -32,7 +32,7 @@ class ProxyConfig(FitConfig):
     channels: Count = Field(512, description="of the network, a multiple of 8; 128 is enough for little data")
     size: Count = Field(192, description="of the embedding; with the loss 'teacher' the teacher's")
     losses: Annotated[Several[str], AfterValidator(_known)] = Field(
-        LOSSES, description="each is trained with; the one whose EER on dev is lowest is kept"
+        LOSSES, description="each is trained with; the one with the lowest EER on dev, of codes and logits, is kept"
     )
     steps: Count = Field(2000, description="of training, with each loss")
     speakers: Count = Field(32, description="a step, two crops of each")

@@ -23,12 +23,12 @@ from trainers.proxy.ascent import ascent, linear_judge, proxy_judge, vectors_of
 from trainers.proxy.config import ProxyConfig
 from trainers.proxy.data import ProxyData, Voices, load_data
 from trainers.proxy.forms import corrupted, logits_of
-from trainers.proxy.loop import State, Training, candidate, embed
+from trainers.proxy.loop import SOFT_SHARE, State, Training, candidate, embed
 from trainers.proxy.network import Proxy
 from trainers.runs import Run
 
-#: What the right codes have of the probability where logits are scored, and how many codes are wrong.
-SOFT_SHARE, WRONG = 0.5, (0.1, 0.3)
+#: How many codes are wrong where such are scored.
+WRONG = (0.1, 0.3)
 
 
 def fit_proxy(

@@ -31,6 +31,8 @@ from trainers.runs import Run, RunError
 #: In a step with logits the right codes have a share of the probability between these, in one with wrong codes up to
 #: this share of them is wrong.
 _SHARES, _WRONG = (0.3, 0.95), 0.3
+#: What the right codes have of the probability where logits are scored.
+SOFT_SHARE = 0.5
 
 
 @dataclass
@@ -160,13 +162,16 @@ class Training:
         if not math.isfinite(mean):
             raise RunError(f"{run.path}: the loss is no longer a number with {loss!r} by step {inside}; lower lr")
         proxy = self.proxy
-        eer = dev_eer(proxy, self.dev, self.device)
+        hard, soft = dev_eers(proxy, self.dev, self.config.seed, self.device)
+        eer = (
+            hard + soft
+        ) / 2  # codes tell voices apart, logits train somebody's model: neither may be paid for by the other
         if eer < state.best.get(loss, math.inf):
             state.best[loss] = eer
             run.write_tensors(
                 candidate(loss), proxy.state_dict(), {**proxy.facts, "loss": loss, "step": inside, "dev_eer": eer}
             )
-        row = {"loss": loss, "step": inside, "train_loss": mean, "dev_eer": eer}
+        row = {"loss": loss, "step": inside, "train_loss": mean, "dev_eer": hard, "dev_eer_soft": soft}
         state.history.append(row)
         state.loss_sum, state.summed = 0.0, 0
         run.write_history(state.history)
@@ -215,11 +220,16 @@ def all_pairs(voices: Voices) -> tuple[NDArray[np.int64], NDArray[np.int64], NDA
     return left, right, same
 
 
-def dev_eer(proxy: Proxy, dev: Voices, device: torch.device) -> float:
-    """EER over all pairs of the pieces of dev."""
-    vectors = embed(proxy, dev.codes, device)
+def dev_eers(proxy: Proxy, dev: Voices, seed: int, device: torch.device) -> tuple[float, float]:
+    """EER over all pairs of the pieces of dev: of codes, and of logits that give the right ones half of the probability."""
     left, right, same = all_pairs(dev)
-    return float(det_curve((vectors[left] * vectors[right]).sum(1), same).eer[0])
+    generator, bins = torch.Generator().manual_seed(seed), proxy.table.shape[1]
+
+    def eer(vectors: NDArray[np.float32]) -> float:
+        return float(det_curve((vectors[left] * vectors[right]).sum(1), same).eer[0])
+
+    soft = embed(proxy, dev.codes, device, lambda own: logits_of(own, bins, SOFT_SHARE, generator))
+    return eer(embed(proxy, dev.codes, device)), eer(soft)
 
 
 def _rate(step: int, steps: int) -> float:

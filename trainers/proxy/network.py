@@ -93,7 +93,8 @@ class Proxy(nn.Module):
             raise ValueError(
                 f"logits: expected (batch, frames, {n_q}, {bins}), found {tuple(given.shape)}; leave out special ids"
             )
-        share = functional.softmax(given / temperature, dim=-1)
+        # A loop in bfloat16 hands over logits whose shares would be too coarse to add up.
+        share = functional.softmax(given.to(self.table.dtype) / temperature, dim=-1)
         if straight_through:
             likeliest = functional.one_hot(given.argmax(-1), bins).to(share)
             share = likeliest + share - share.detach()

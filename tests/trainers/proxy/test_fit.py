@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import featstore
 from cli.trainers import app
 from evaluation.report import report
+from evaluation.trials import read_trials, score_trials
 from featstore import Store
 from tests.codes import make_store
 from tests.sessions import spec
@@ -182,6 +183,8 @@ def test_codes_are_no_vectors_for_the_others(made: tuple[Store, Path], tmp_path:
     probe = FitConfig.make("probe", settings=(f"trials={trials}", "feature=mimi-codes"))
     with pytest.raises(ConfigError, match="'mimi-codes' holds codes, names of vectors and not vectors"):
         Run.create(tmp_path / "run", probe, store)
+    with pytest.raises(ValueError, match="'mimi-codes' holds codes, names of vectors"):
+        score_trials(store, "mimi-codes", read_trials(trials))
 
 
 def test_crops_are_of_two_utterances_or_of_two_halves() -> None:

@@ -101,6 +101,13 @@ def test_straight_through_goes_forward_as_codes_and_back_as_the_expectation(prox
     torch.testing.assert_close(*gradients)
 
 
+def test_logits_of_half_precision_are_taken(proxy: Proxy) -> None:
+    logits = torch.randn(1, 15, N_Q, BINS).bfloat16().requires_grad_()
+    found = proxy(logits)
+    torch.testing.assert_close(found, proxy(logits.float()))
+    assert torch.autograd.grad(found.sum(), logits)[0].dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_padding_and_what_stands_there_change_nothing(proxy: Proxy, soft: bool) -> None:
     codes = some_codes(2, 20)
