@@ -7,6 +7,7 @@ whether these now sound like the target. Beside it the same towards somebody els
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,9 @@ def linear_judge(train: Voices, table: NDArray[np.float32]) -> Judge:
 
     x = statistics(train.codes)
     scaler = StandardScaler().fit(x)
-    lda = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto").fit(scaler.transform(x), train.speakers)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Only one sample available")  # shrinkage copes with it
+        lda = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto").fit(scaler.transform(x), train.speakers)
 
     def judge(codes: list[NDArray[np.int16]]) -> NDArray[np.float32]:
         found = lda.transform(scaler.transform(statistics(codes)))
