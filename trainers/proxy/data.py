@@ -13,6 +13,7 @@ from torch import Tensor
 from evaluation.trials import Trials
 from featstore import Store
 from trainers.config import ConfigError
+from trainers.fraction import share_of
 from trainers.proxy.config import ProxyConfig
 from trainers.trial_list import listed, training_ids
 
@@ -89,6 +90,7 @@ def load_data(config: ProxyConfig, store: Store) -> ProxyData:
             f"{len(taken & set(speakers))} speakers of {config.trials} have split=dev too; give them one split"
         )
     kept = [pair for pair in zip(train, train_speakers, strict=True) if pair[1] not in taken]
+    kept = share_of(kept, config.train_fraction, config.seed)
     for what, found in (("train on", {s for _, s in kept}), ("choose by (dev)", taken)):
         if len(found) < 2:
             raise ConfigError(f"{store.address}: the proxy needs 2 or more speakers to {what}, found {len(found)}")
