@@ -41,7 +41,7 @@ class Extractor(Protocol):
 
     spec: FeatureSpec
 
-    def extract(self, waves: Sequence[NDArray[np.float32]]) -> Sequence[NDArray[np.float32 | np.int16]]:
+    def extract(self, waves: Sequence[NDArray[np.float32]]) -> list[NDArray[Any]]:
         """Frames of every wave, in order.
 
         Parameters
