@@ -171,7 +171,14 @@ class Training:
             run.write_tensors(
                 candidate(loss), proxy.state_dict(), {**proxy.facts, "loss": loss, "step": inside, "dev_eer": eer}
             )
-        row = {"loss": loss, "step": inside, "train_loss": mean, "dev_eer": hard, "dev_eer_soft": soft}
+        # Numbers alone, as in every history: which of the config's losses, and steps over all of them.
+        row = {
+            "step": state.step,
+            "number": self.config.losses.index(loss),
+            "train_loss": mean,
+            "dev_eer": hard,
+            "dev_eer_soft": soft,
+        }
         state.history.append(row)
         state.loss_sum, state.summed = 0.0, 0
         run.write_history(state.history)
