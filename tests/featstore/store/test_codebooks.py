@@ -125,6 +125,14 @@ def test_a_place_that_lost_the_codebooks_is_named(store: Store, tmp_path: Path) 
         pull(f"file://{tmp_path}/far", tmp_path / "near")
 
 
+def test_merged_stores_keep_their_codebooks(store: Store, tmp_path: Path) -> None:
+    from featstore.upkeep.merge import merge
+
+    merge([store.path], tmp_path / "out")
+    out = featstore.open(tmp_path / "out")
+    assert same(store, out) and out.codebooks("mimi-codes").sha256 == codebooks().sha256
+
+
 def test_compact_keeps_codes_and_codebooks(store: Store) -> None:
     with featstore.writer(store.path, store.features["mimi-codes"]) as writer:
         writer.add(Utterance("new", "new.wav", 0.0, 1.0, "new", None, ""), np.ones((5, 3)))
