@@ -45,6 +45,8 @@ Examples:
 
   trainers fit cascade --store STORE --out runs/cascade --set when=mimi --set who=titanet
 
+  trainers fit proxy --store STORE --out runs/proxy --set trials=trials.txt --set channels=128
+
   trainers fit adapter --store STORE --out runs/adapter --resume          (goes on where it was killed)
 
   torchrun --nproc-per-node 4 -m cli.trainers fit adapter --store STORE --out runs/adapter     (four GPUs)
@@ -61,7 +63,7 @@ def fit(
     kind: Annotated[
         Kind,
         typer.Argument(
-            help="probe: who, linearly; the others: who spoke when (cascade: when and who apart, whole recordings)."
+            help="probe: who, linearly; proxy: who, by codes; the others: who spoke when (cascade: when and who apart, whole recordings)."
         ),
     ],
     store: Annotated[Path, typer.Option(help="The store with the features.")],
@@ -135,6 +137,19 @@ def _show(result: dict[str, Any], out: Path) -> None:
         )
         for name, figures in result["systems"].items():
             print(f"  {name:12s} EER {figures['eer']:7.2%}")
+    elif result["kind"] == "proxy":
+        print(
+            f"sound protocol, {result['parameters']:,} parameters: trained on {result['num_utterances']} utterances of "
+            f"{result['num_speakers']} speakers, loss {result['loss']} (best on dev), scored on {result['num_trials']} "
+            f"trials of {result['num_trial_speakers']} speakers"
+        )
+        for name, figures in result["systems"].items():
+            print(
+                f"  {name:24s} EER {figures['eer']:7.2%}   cosine {figures['mean_same']:.2f} / {figures['mean_different']:.2f}"
+            )
+        for judge, told in result["ascent"]["judges"].items():
+            taken = ", ".join(f"{aim} {told[aim]['accepted']}" for aim in ("target", "wrong", "random"))
+            print(f"  gradient ascent, judged by {judge}: of {told['pairs']} pairs accepted: {taken}")
     else:
         best = f", best epoch {result['best_epoch']}" if "best_epoch" in result else ""
         print(f"{result['protocol']} protocol, {result['parameters']:,} parameters{best}")

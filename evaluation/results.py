@@ -22,6 +22,13 @@ _SYSTEMS = {
     "probe": "linear probe",
     "lda": "LDA (scikit-learn)",
     "logreg": "logistic regression (scikit-learn)",
+    "proxy": "proxy",
+    "proxy_soft": "proxy on logits, right codes at half of the probability",
+    "proxy_straight_through": "proxy on the likeliest codes of these logits",
+    "proxy_corrupted_10": "proxy, 10 % of the codes wrong",
+    "proxy_corrupted_30": "proxy, 30 % of the codes wrong",
+    "mimi": "mean of Mimi's latents of the same audio",
+    "titanet": "mean of TitaNet's frames of the same audio",
 }
 
 #: What each rate sums over a recording, before it is divided by the reference speaker time.

@@ -96,7 +96,7 @@ class Row:
 
     @property
     def diarizes(self) -> bool:
-        return bool(self.result["kind"] != "probe")
+        return "systems" not in self.result
 
     @property
     def train_fraction(self) -> float:

@@ -68,7 +68,7 @@ def _line(what: str, figures: dict[str, Any], key: str, spread: bool = False) ->
 
 
 def _verification(id: str, row: Row) -> dict[str, Any]:
-    result, figures = row.result, row.figures["raw" if id == "1" else "probe"]
+    result, figures = row.result, row.figures[{"1": "raw", "5": "proxy"}.get(id, "probe")]
     on = f"{result['num_trials']:,} trials, {result['num_trial_speakers']} speakers"
     if id != "1":
         whose = "of these very speakers" if row.protocol == "reference" else "other speakers"

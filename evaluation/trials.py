@@ -182,12 +182,14 @@ def score_trials(store: Store, feature: str, trials: Trials, *, centre: bool = F
     Raises
     ------
     KeyError : no such feature; an utterance that is absent or ambiguous.
-    ValueError : `centre` without a train split that has the feature; a vector that is zero or not finite.
+    ValueError : `centre` without a train split that has the feature; a vector that is zero or not finite; codes.
     """
     table = store.utterances.select(["id", "source", "speaker"])
     all_ids, sources, all_speakers = (table[name].to_pylist() for name in ("id", "source", "speaker"))
     ids = resolve(trials.names, all_ids, sources)
     vectors = store.pooled(feature, ids)
+    if store.features[feature].whole:
+        raise ValueError(f"feature {feature!r} holds codes, names of vectors: score them with trainers fit proxy")
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1))
     if len(bad):
         raise ValueError(

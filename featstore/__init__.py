@@ -15,10 +15,11 @@ from featstore.store.layout import FingerprintMismatch, StoreError
 from featstore.store.reader import Store
 from featstore.store.writer import Writer
 from featstore.store.writer import writer as _open_writer
-from featstore.types import MIMI_GRID, FeatureSpec, FrameGrid, Turn, Utterance
+from featstore.types import MIMI_GRID, Codebooks, FeatureSpec, FrameGrid, Turn, Utterance
 
 __all__ = [
     "MIMI_GRID",
+    "Codebooks",
     "FeatureSpec",
     "FingerprintMismatch",
     "FrameGrid",
@@ -54,7 +55,12 @@ def open(
 
 
 def writer(
-    path: str | PathLike[str], spec: FeatureSpec, *, part_bytes: int | None = None, part_seconds: float | None = None
+    path: str | PathLike[str],
+    spec: FeatureSpec,
+    *,
+    codebooks: Codebooks | None = None,
+    part_bytes: int | None = None,
+    part_seconds: float | None = None,
 ) -> Writer:
     """Open a store for adding one feature; see `featstore.store.writer.writer`.
 
@@ -62,4 +68,4 @@ def writer(
     ------
     StoreError : `path` is an address, or what is there cannot be added to.
     """
-    return _open_writer(path, spec, part_bytes=part_bytes, part_seconds=part_seconds)
+    return _open_writer(path, spec, codebooks=codebooks, part_bytes=part_bytes, part_seconds=part_seconds)

@@ -5,6 +5,7 @@
 /features/<feature>    attributes: spec (JSON), fingerprint
     frames             (frames, dim), all utterances one after another
     id, num_frames     (utterances,)
+    codebooks          of a feature of codes: its safetensors file, (bytes,)
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from featstore.store import codebooks
+from featstore.store.codebooks import has_codebooks
 from featstore.store.layout import StoreError
 from featstore.store.metadata import checked_spec
 from featstore.store.reader import Store, store_utterances
 from featstore.store.writer import writer
-from featstore.types import FeatureSpec, Turn, Utterance
+from featstore.types import Codebooks, FeatureSpec, Turn, Utterance
 
 VERSION = 1
 #: One utterance's JSON is bounded before it is parsed.
@@ -118,6 +121,8 @@ def _export_feature(
     group.attrs["fingerprint"] = spec.fingerprint
     group.create_dataset("id", data=ids, dtype=h5py.string_dtype())
     group.create_dataset("num_frames", data=num)
+    if has_codebooks(spec):
+        group.create_dataset("codebooks", data=np.frombuffer(codebooks.to_bytes(source.codebooks(spec.name)), np.uint8))
     # Contiguous, not chunked: a crop is one read, and the size in the file bounds what a reader must believe.
     frames = group.create_dataset("frames", shape=(int(num.sum()), spec.dim), dtype=np.dtype(spec.dtype))
     at = 0
@@ -169,7 +174,7 @@ def import_hdf5(
         done = added = 0
         for name, (spec, ids, num) in checked.items():
             frames, at = groups[name]["frames"], 0
-            with writer(store, spec) as out:
+            with writer(store, spec, codebooks=_codebooks(groups[name], spec)) as out:
                 missing = {u.id for u in out.missing(known[id] for id in ids)}
                 for id, count in zip(ids, num, strict=True):
                     if id in missing:
@@ -187,6 +192,7 @@ def _check_feature(
     """Believe sizes only as far as the file itself is long: nothing is allocated for what it does not hold."""
     attributes = {"spec": json.loads(group.attrs["spec"]), "fingerprint": group.attrs["fingerprint"]}
     spec = checked_spec(attributes, name, what)
+    _codebooks(group, spec)
     num, frames = (_own(group, key, h5py.Dataset) for key in ("num_frames", "frames"))
     if frames.ndim != 2 or frames.shape[1] != spec.dim or frames.dtype != np.dtype(spec.dtype):
         raise StoreError(f"{what}: expected (frames, {spec.dim}) {spec.dtype}, found {frames}")
@@ -202,6 +208,16 @@ def _check_feature(
     if np.any(counts < 1) or np.any(counts > frames.shape[0]) or int(counts.sum()) != frames.shape[0]:
         raise StoreError(f"{what}: num_frames do not add up to {frames.shape[0]} frames")
     return spec, ids, counts
+
+
+def _codebooks(group: h5py.Group, spec: FeatureSpec) -> Codebooks | None:
+    if not has_codebooks(spec):
+        return None
+    what = f"{group.file.filename}: codebooks of {spec.name!r}"
+    data = _own(group, "codebooks", h5py.Dataset) if "codebooks" in group else None
+    if data is None or data.ndim != 1 or data.dtype != np.uint8 or not _whole(data, data.nbytes):
+        raise StoreError(f"{what}: missing, or not stored whole")
+    return codebooks.from_bytes(data[:].tobytes(), spec, what)
 
 
 def _own(group: h5py.Group, name: str, kind: type) -> Any:

@@ -56,18 +56,20 @@ def check_spec(extractor: Extractor) -> None:
 
 
 def check_frames(extractor: Extractor) -> None:
-    """float32 ``(frames, dim)`` that fits the store's type, one frame a step, over the whole wave."""
+    """float32 (of codes int16) ``(frames, dim)`` that fits the store's type, one frame a step, over the whole wave."""
     spec = extractor.spec
     for seconds in (0.5, 1.0, 3.3):
         (frames,) = extractor.extract([speech_like(spec.sample_rate_hz, seconds)])
         _holds(isinstance(frames, np.ndarray), f"expected frames as an array, found {type(frames).__name__}")
-        _holds(frames.dtype == np.float32, f"expected frames in float32, found {frames.dtype}")
+        dtype = np.int16 if spec.whole else np.float32
+        _holds(frames.dtype == dtype, f"expected frames in {np.dtype(dtype)}, found {frames.dtype}")
         _holds(
             frames.ndim == 2 and frames.shape[1] == spec.dim,
             f"expected frames of shape (frames, {spec.dim}), found {frames.shape}",
         )
         _holds(np.isfinite(frames).all(), "a frame is NaN or infinite")
-        _holds(np.abs(frames).max() <= np.finfo(spec.dtype).max, f"a frame does not fit into {spec.dtype}")
+        largest = (np.iinfo if spec.whole else np.finfo)(spec.dtype).max
+        _holds(np.abs(frames).max() <= largest, f"a frame does not fit into {spec.dtype}")
         wanted, end_s = seconds / spec.grid.step_s, spec.grid.centres_s(0, len(frames))[-1]
         _holds(
             abs(len(frames) - wanted) <= 2, f"expected about {wanted:.0f} frames in {seconds} s, found {len(frames)}"

@@ -19,7 +19,7 @@ _FEATURE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _MAX_ID_CHARS = 1024
 
 #: Frames as a store holds them, (frames, dim).
-Frames = NDArray[np.float16 | np.float32]
+Frames = NDArray[np.float16 | np.float32 | np.int16]
 
 #: Times within a billionth of a frame of a frame's centre are on it: 0.12 / 0.08 is not 1.5 in binary.
 FRAME_TOLERANCE = 1e-9
@@ -148,7 +148,7 @@ class FeatureSpec:
     Attributes
     ----------
     name : of the feature and its folder ("mimi", "titanet", "probe", …).
-    dim, dtype : of a frame; the store keeps float16 or float32.
+    dim, dtype : of a frame; the store keeps float16 or float32, and whole numbers (codes of a codec) as int16.
     sample_rate_hz : of the audio the extractor takes.
     grid : where frames lie in time.
     model : what computed it, for people ("mimi (moshi)", "TitaNet-L (NeMo)", …).
@@ -173,8 +173,8 @@ class FeatureSpec:
             )
         if not 1 <= self.dim <= 65536:
             raise ValueError(f"feature {self.name!r}: dim must be 1 to 65536, found {self.dim}")
-        if self.dtype not in ("float16", "float32"):
-            raise ValueError(f"feature {self.name!r}: dtype must be float16 or float32, found {self.dtype!r}")
+        if self.dtype not in ("float16", "float32", "int16"):
+            raise ValueError(f"feature {self.name!r}: dtype must be float16, float32 or int16, found {self.dtype!r}")
         if self.sample_rate_hz <= 0:
             raise ValueError(f"feature {self.name!r}: sample_rate_hz must be more than 0, found {self.sample_rate_hz}")
         # One JSON round trip, so that a spec read back compares equal to the one written (tuples become lists).
@@ -184,6 +184,11 @@ class FeatureSpec:
     def fingerprint(self) -> str:
         """16 hex digits over every attribute: equal fingerprints, equal features."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def whole(self) -> bool:
+        """Whether frames are whole numbers that name things (codes), so that no mean of them says anything."""
+        return self.dtype == "int16"
 
     @property
     def warning(self) -> str | None:
@@ -215,3 +220,50 @@ class FeatureSpec:
             return cls(**{**data, "grid": grid})
         except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a feature spec: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codebooks:
+    """Of a feature of codes: books of vectors, and how each comes into the codec's own space.
+
+    Attributes
+    ----------
+    books : (n_q, bins, inner) float32.
+    projections : (several, dim, inner) float32, without bias.
+    projection_of : (n_q,) int32, the projection of each book.
+    """
+
+    books: NDArray[np.float32]
+    projections: NDArray[np.float32]
+    projection_of: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        books, projections, of = self.books, self.projections, self.projection_of
+        types = [array.dtype.str for array in (books, projections, of)] == ["<f4", "<f4", "<i4"]
+        shapes = books.ndim == projections.ndim == 3 and books.shape[2] == projections.shape[2]
+        if not types or not shapes or of.shape != books.shape[:1] or not ((of >= 0) & (of < len(projections))).all():
+            raise ValueError(
+                "codebooks: expected books (n_q, bins, inner) and projections (several, dim, inner) float32, "
+                f"projection_of (n_q,) int32; found {books.shape}, {projections.shape}, {of.shape}"
+            )
+
+    @property
+    def table(self) -> NDArray[np.float32]:
+        """(n_q, bins, dim): what each code adds to its frame's vector in the codec's own space."""
+        wide = self.projections.astype(np.float64)[self.projection_of]
+        folded: NDArray[np.float64] = np.matmul(self.books.astype(np.float64), wide.transpose(0, 2, 1))
+        return folded.astype(np.float32)
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest over names, shapes and bytes, the same on every machine."""
+        digest = hashlib.sha256()
+        for name, array in self.arrays().items():
+            digest.update(f"{name} {array.shape} {array.dtype.str}\n".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All three by name, contiguous."""
+        named = {"books": self.books, "projections": self.projections, "projection_of": self.projection_of}
+        return {name: np.ascontiguousarray(array) for name, array in named.items()}

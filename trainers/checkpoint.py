@@ -56,8 +56,7 @@ def save_checkpoint(
     tensors = {f"model.{name}": value for name, value in trained_tensors(model).items()}
     if average is not None:
         tensors |= {f"average.{name}": value for name, value in trained_tensors(average).items()}
-    for number, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{key}": value for key, value in slots.items()}
+    tensors |= optimizer_tensors(optimizer)
     facts = asdict(state)
     if math.isinf(state.best_loss):
         facts["best_loss"] = None
@@ -81,13 +80,24 @@ def load_checkpoint(
         if target is not None:
             own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             _load_tensors(run, target, own)
+    load_optimizer(optimizer, tensors)
+    return _state(run, facts)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimizer as tensors by name, for a checkpoint; `load_optimizer` puts it back."""
+    slots = optimizer.state_dict()["state"].items()
+    return {f"optimizer.{number}.{key}": value for number, slot in slots for key, value in slot.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put what `optimizer_tensors` gave back; `tensors` may hold others."""
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, number, key = name.split(".", 2)
             slots.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
-    return _state(run, facts)
 
 
 def read_state(run: Run[DiarizationConfig]) -> State:

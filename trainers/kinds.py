@@ -15,6 +15,7 @@ _KINDS = {
     "adapter": ("trainers.diarization.config.AdapterConfig", "trainers.diarization.fit.fit_diarizer"),
     "fusion": ("trainers.diarization.config.FusionConfig", "trainers.diarization.fit.fit_diarizer"),
     "cascade": ("trainers.cascade.config.CascadeConfig", "trainers.cascade.fit.fit_cascade"),
+    "proxy": ("trainers.proxy.config.ProxyConfig", "trainers.proxy.fit.fit_proxy"),
     "unfreeze": ("trainers.diarization.config.UnfreezeConfig", "trainers.diarization.fit.fit_diarizer"),
 }
 NAMES = tuple(_KINDS)

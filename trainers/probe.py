@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import featstore
 from evaluation.runs import MODEL, OUTPUTS, RESULT, SCORES, score_table
-from evaluation.trials import Trials, read_trials, resolve
+from evaluation.trials import Trials
 from evaluation.verification import cosine_scores, evaluate_scores
 from featstore import FeatureSpec, FrameGrid, Store
 from featstore.extractors.device import pick_device
@@ -25,6 +25,7 @@ from trainers.fraction import share_of
 from trainers.linear_probe import LinearProbe
 from trainers.progress import Progress, Unseen
 from trainers.runs import Run, output_spec
+from trainers.trial_list import listed, training_ids
 
 #: Length of the pieces that stand in for a second utterance where no speaker has one.
 STAND_IN_PIECE_S = 3.0
@@ -63,34 +64,16 @@ def load_data(run: Run[ProbeConfig], store: Store) -> ProbeData:
     ConfigError : no trial list; in the sound protocol, a speaker on both sides; fewer than two speakers to train on.
     """
     config = run.config
-    if not config.trials:
-        raise ConfigError("the probe needs a trial list; add: --set trials=FILE")
-    trials = read_trials(config.trials)
-    table = store.utterances
-    ids = resolve(trials.names, store.ids, table["source"].to_pylist())
-    speaker_of = dict(zip(store.ids, table["speaker"].to_pylist(), strict=True))
-    trial_speakers = [speaker_of[id] for id in ids]
+    trials, ids, trial_speakers = listed(config.trials, store)
     if config.protocol == "reference":
         # As published: the probe learns the very utterances it is then scored on.
-        train = [id for id in dict.fromkeys(ids) if speaker_of[id] is not None]
+        speaker_of = dict(zip(ids, trial_speakers, strict=True))
+        known = {id: speaker for id, speaker in speaker_of.items() if speaker is not None}
+        train, speakers = list(known), list(known.values())
     else:
-        splits = zip(store.ids, table["split"].to_pylist(), strict=True)
-        train = [id for id, split in splits if split == "train" and speaker_of[id] is not None]
-        unknown = [name for name, speaker in zip(trials.names, trial_speakers, strict=True) if speaker is None]
-        if unknown:
-            raise ConfigError(
-                f"{len(unknown)} utterances of {config.trials} have no speaker in {store.address} (first: {unknown[0]}), "
-                "so nobody can tell whether they were trained on; put speakers into the manifest"
-            )
-        shared = sorted({speaker_of[id] for id in train} & set(trial_speakers))
-        if shared:
-            raise ConfigError(
-                f"{len(shared)} speakers of {config.trials} are also trained on ({', '.join(map(str, shared[:5]))}"
-                f"{', …' if len(shared) > 5 else ''}): the result would be in-sample. Give them another split than "
-                "'train', or ask for it with --protocol reference"
-            )
-    train = share_of(train, config.train_fraction, config.seed)
-    speakers = [speaker_of[id] for id in train]
+        train, speakers = training_ids(config.trials, store, ids, trial_speakers)
+    kept = share_of(list(zip(train, speakers, strict=True)), config.train_fraction, config.seed)
+    train, speakers = [id for id, _ in kept], [speaker for _, speaker in kept]
     distinct = len(set(speakers))
     if distinct < 2:
         raise ConfigError(

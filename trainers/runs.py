@@ -20,7 +20,7 @@ from evaluation.runs import RunError as RunError
 from featstore import FeatureSpec, Store
 from featstore.files import write_atomically
 from featstore.store.labels import label_digests, other_labels
-from trainers.config import FitConfig
+from trainers.config import ConfigError, FitConfig
 
 # What may change between a run and its resumption without making it another run.
 _MAY_DIFFER = ("device", "resident", "checkpoint_steps", "epochs", "tensorboard")
@@ -60,6 +60,10 @@ class Run(Generic[C]):
         path = Path(path)
         for name in config.features:
             store.index(name)  # says what is there when it is not
+            if store.features[name].whole and config.kind != "proxy":
+                raise ConfigError(
+                    f"feature {name!r} holds codes, names of vectors and not vectors: fit proxy reads them, {config.kind} does not"
+                )
         features = {name: store.features[name] for name in config.features}
         labels = label_digests(store)
         if path.exists() and any(path.iterdir()):

@@ -1,4 +1,4 @@
-"""Encoders by name: "mimi", "titanet", and whatever other packages add through an entry point."""
+"""Encoders by name: "mimi", "mimi-codes", "titanet", and whatever other packages add through an entry point."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ GROUP = "featstore.extractors"
 #: name → (module, factory, import names of what the extra `extract` brings)
 _BUILT_IN = {
     "mimi": ("featstore.extractors.mimi", "MimiExtractor", ("moshi",)),
+    "mimi-codes": ("featstore.extractors.mimi_codes", "MimiCodesExtractor", ("moshi",)),
     "titanet": ("featstore.extractors.titanet", "TitaNetExtractor", ("nemo", "omegaconf")),
 }
 
@@ -35,11 +36,12 @@ class Extractor(Protocol):
     ----------
     spec : what the frames are; fixed when the extractor is made.
     device, batch_s : optional; "cpu", "cuda:0", …, and the seconds of audio that suit one call.
+    codebooks : of codes only; what makes vectors of them (`featstore.Codebooks`).
     """
 
     spec: FeatureSpec
 
-    def extract(self, waves: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    def extract(self, waves: Sequence[NDArray[np.float32]]) -> list[NDArray[Any]]:
         """Frames of every wave, in order.
 
         Parameters
@@ -48,7 +50,7 @@ class Extractor(Protocol):
 
         Returns
         -------
-        list of ``(frames, spec.dim)`` float32. A wave's frames do not depend on the waves beside it.
+        list of ``(frames, spec.dim)`` float32, codes int16. A wave's frames do not depend on the waves beside it.
 
         Raises
         ------
@@ -67,7 +69,7 @@ def create(name: str, **settings: Any) -> Extractor:
 
     Parameters
     ----------
-    name : "mimi", "titanet" or an entry point of the group ``featstore.extractors``.
+    name : "mimi", "mimi-codes", "titanet" or an entry point of the group ``featstore.extractors``.
     settings : passed to the factory: ``weights``, ``device``, ``precision`` and the encoder's own. Those that
         are None are left out, so that a command line can hand over what was not given.
 

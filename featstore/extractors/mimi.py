@@ -1,4 +1,4 @@
-"""Mimi's latents before quantisation, 512-d at 12.5 Hz, by moshi's own model. The only file that imports moshi."""
+"""Mimi's latents before quantisation, 512-d at 12.5 Hz, by moshi's own model. Only this file and mimi_codes.py import moshi."""
 
 from __future__ import annotations
 

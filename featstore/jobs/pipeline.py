@@ -48,7 +48,7 @@ class Pipeline:
 
     def __init__(self, extractor: Extractor, store: str | PathLike[str], workers: int) -> None:
         self.result = Result(extractor.spec.name, decoders=max(1, workers))
-        self.out = writer(store, extractor.spec)
+        self.out = writer(store, extractor.spec, codebooks=getattr(extractor, "codebooks", None))
         #: Batches that were encoded (or could not be).
         self.encoded = 0
         #: Ids that were put off, until somebody takes them.
@@ -161,7 +161,7 @@ class Pipeline:
 
     def _encode(
         self, batch: list[Utterance], waves: list[NDArray[np.float32]], wanted: Container[str]
-    ) -> list[NDArray[np.float32] | None]:
+    ) -> list[NDArray[np.float32 | np.int16] | None]:
         """Frames of a batch; where the extractor refuses it, of each utterance alone, to find the one at fault."""
         who = f"encoder {self._extractor.spec.name!r} ({type(self._extractor).__module__}.{type(self._extractor).__name__})"
         try:
@@ -182,7 +182,7 @@ class Pipeline:
             return list(found)
         return [f for u, w in zip(batch, waves, strict=True) for f in self._encode([u], [w], wanted)]
 
-    def _write(self, batch: list[tuple[Utterance, NDArray[np.float32]]], commit: bool) -> None:
+    def _write(self, batch: list[tuple[Utterance, NDArray[np.float32 | np.int16]]], commit: bool) -> None:
         began = time.monotonic()
         for utterance, frames in batch:
             try:

@@ -48,7 +48,7 @@ _MACHINE_ROLE = "169.254.169.254"
 MAX_LISTING_BYTES = 64 << 20
 
 
-TOPS = tuple(f"{top}/" for top in (layout.GROUP, layout.INDEX, layout.UTTERANCES, layout.CHANGES))
+TOPS = tuple(f"{top}/" for top in (layout.GROUP, layout.INDEX, layout.UTTERANCES, layout.CHANGES, layout.CODEBOOKS))
 
 
 _SAFE = re.compile(r"[\w.+~ -]+(/[\w.+~ -]+)*")

@@ -14,7 +14,7 @@ import numpy as np
 from featstore.files import write_atomically
 from featstore.remote.blocks import Blocks
 from featstore.remote.client import TRANSFERS, Remote
-from featstore.remote.specs import fetch_changes, read_changes, read_specs
+from featstore.remote.specs import fetch_changes, fetch_codebooks, read_changes, read_specs
 from featstore.store import layout, metadata
 from featstore.store.layout import StoreError
 from featstore.store.metadata import read_seal
@@ -50,6 +50,7 @@ def open_remote(url: str, *, verify: bool = False, cache: Path | None = None, ca
         cache = base / hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
     for spec in specs.values():
         metadata.create(cache, spec)
+        fetch_codebooks(remote, files, cache, spec)
     changes = read_changes(remote, files)
     fetch_changes(remote, files, changes, cache)
     parts = {feature: list(names) for feature, names in layout.committed_in(files).items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featstore.remote.client import Remote, first_line
-from featstore.store import layout, metadata
+from featstore.store import codebooks, layout, metadata
 from featstore.store.changes import read_change
 from featstore.store.layout import FingerprintMismatch, StoreError
 from featstore.types import FeatureSpec
@@ -87,3 +87,28 @@ def write_specs(remote: Remote, there: dict[str, int], store: Path, specs: Itera
             remote.upload(path, store / path)
     if layout.ROOT not in there or set(mine) - set(theirs):
         remote.upload(layout.ROOT, metadata.root_json({*mine, *theirs}))
+
+
+def write_codebooks(remote: Remote, there: dict[str, int], store: Path, specs: Iterable[FeatureSpec]) -> None:
+    """Upload the codebooks of features of codes that are not there; those here are checked before they leave."""
+    for spec in filter(codebooks.has_codebooks, specs):
+        path = layout.codebooks_path(spec.name)
+        data = codebooks.to_bytes(codebooks.read_codebooks(store, spec))
+        if there.get(path) != len(data):
+            remote.upload(path, data)
+
+
+def fetch_codebooks(remote: Remote, there: dict[str, int], store: Path, spec: FeatureSpec) -> None:
+    """Bring the codebooks of a feature of codes into a local store that lacks them.
+
+    Raises
+    ------
+    StoreError : not there, or not those that the spec pins.
+    """
+    path = layout.codebooks_path(spec.name)
+    if not codebooks.has_codebooks(spec) or (store / path).exists():
+        return
+    if not 0 < there.get(path, 0) <= codebooks.MAX_BYTES:
+        raise StoreError(f"{remote.url}/{path}: the codebooks are missing, or no codebooks; push the store again")
+    found = codebooks.from_bytes(remote.read(path, there[path]), spec, f"{remote.url}/{path}")
+    codebooks.write_codebooks(store, spec, found)

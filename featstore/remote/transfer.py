@@ -17,7 +17,14 @@ from os import PathLike
 from pathlib import Path
 
 from featstore.remote.client import LISTING, TOPS, TRANSFERS, Remote
-from featstore.remote.specs import fetch_changes, read_changes, read_specs, write_specs
+from featstore.remote.specs import (
+    fetch_changes,
+    fetch_codebooks,
+    read_changes,
+    read_specs,
+    write_codebooks,
+    write_specs,
+)
 from featstore.store import layout, lock, metadata
 from featstore.store.changes import name_changes
 from featstore.store.check import check_part
@@ -74,6 +81,7 @@ def push(
         raise StoreError(f"{url}: a web server takes no files; push to its folder (file:///…) or to a bucket (s3://…)")
     there, here = remote.files(), local_files(path)
     write_specs(remote, there, path, specs)
+    write_codebooks(remote, there, path, specs.values())
     have, want = layout.committed_in(there), layout.committed_in(here)
     with _moving(remote, have, want, progress) as (todo, transfer, move):
         for feature, part, files in todo:
@@ -108,6 +116,7 @@ def pull(
     specs = read_specs(remote, there)
     for spec in specs.values():
         metadata.create(path, spec)
+        fetch_codebooks(remote, there, path, spec)
     if not specs:
         return Transfer()
     with lock.hold(path, alone=True):  # two pulls would share `incoming`

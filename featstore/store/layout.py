@@ -16,6 +16,7 @@ VERSION, VERSION_WITH_CHANGES = 1, 2
 
 #: What a store holds, as paths inside it: keys of a bucket as they are, and files as ``store / path``.
 GROUP, INDEX, UTTERANCES, CHANGES = "features.zarr", "index", "utterances", "changes"
+CODEBOOKS = "codebooks"
 ROOT = f"{GROUP}/zarr.json"
 
 
@@ -91,6 +92,11 @@ def change_path(change: str) -> str:
 def spec_path(feature: str) -> str:
     """Where a feature's spec is, inside a store."""
     return f"{GROUP}/{feature}/zarr.json"
+
+
+def codebooks_path(feature: str) -> str:
+    """Where the codebooks of a feature of codes are, inside a store."""
+    return f"{CODEBOOKS}/{feature}.safetensors"
 
 
 def array_json(array: str) -> str:

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from featstore.store import layout, metadata, show
 from featstore.store.changes import read_changes
+from featstore.store.codebooks import read_codebooks
 from featstore.store.ids import Ids, first_of_each
 from featstore.store.index import Index
 from featstore.store.part import Part
 from featstore.store.tables import read_tables, utterance_from_row
-from featstore.types import FeatureSpec, Frames, Utterance
+from featstore.types import Codebooks, FeatureSpec, Frames, Utterance
 
 
 class Store:
@@ -197,6 +198,19 @@ class Store:
         first = int(index.first[row])
         part: Part = index.parts[index.part[row]]
         return part.rows(first + start, first + max(start, stop))
+
+    def codebooks(self, feature: str) -> Codebooks:
+        """What makes vectors of a feature of codes: ``codebooks(f).table[k, code]``, summed over the k books.
+
+        Raises
+        ------
+        KeyError : no such feature, or its frames are no codes. StoreError : missing or damaged.
+        """
+        self.index(feature)
+        spec = self.features[feature]
+        if not spec.whole:
+            raise KeyError(f"feature {feature!r} of {self.address} has no codebooks: its frames are vectors already")
+        return read_codebooks(self.path, spec)
 
     def pooled(self, feature: str, ids: Sequence[str] | None = None, statistic: str = "mean") -> NDArray[np.float32]:
         """Mean (or "std") over each utterance's frames, shape (len(ids), dim); all of this view's without `ids`.

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from featstore.store import layout, lock, metadata
+from featstore.store.codebooks import write_codebooks
 from featstore.store.commit import commit_part
 from featstore.store.reader import Store
-from featstore.types import FeatureSpec, Frames, Utterance
+from featstore.types import Codebooks, FeatureSpec, Frames, Utterance
 
 #: A part is committed when it holds this much …
 PART_BYTES = 256 << 20
@@ -35,7 +36,12 @@ FACTS = ("recording", "speaker", "split", "turns")
 
 
 def writer(
-    path: str | PathLike[str], spec: FeatureSpec, *, part_bytes: int | None = None, part_seconds: float | None = None
+    path: str | PathLike[str],
+    spec: FeatureSpec,
+    *,
+    codebooks: Codebooks | None = None,
+    part_bytes: int | None = None,
+    part_seconds: float | None = None,
 ) -> Writer:
     """Open a store for adding one feature; makes the store if there is none. Use as a context manager.
 
@@ -44,6 +50,7 @@ def writer(
 
     Parameters
     ----------
+    codebooks : of a feature of codes, whose spec pins them.
     part_bytes, part_seconds : commit a part at this size or age; PART_BYTES and PART_SECONDS without.
 
     Raises
@@ -52,16 +59,22 @@ def writer(
     StoreError : a table of the store is damaged, or the store is being compacted or repaired.
     OSError : no permission, no space.
     """
-    return Writer(Path(path), spec, part_bytes, part_seconds)
+    return Writer(Path(path), spec, part_bytes, part_seconds, codebooks)
 
 
 class Writer:
     """See `writer`."""
 
     def __init__(
-        self, path: Path, spec: FeatureSpec, part_bytes: int | None = None, part_seconds: float | None = None
+        self,
+        path: Path,
+        spec: FeatureSpec,
+        part_bytes: int | None = None,
+        part_seconds: float | None = None,
+        codebooks: Codebooks | None = None,
     ) -> None:
         metadata.create(path, spec)
+        write_codebooks(path, spec, codebooks)
         with ExitStack() as held:
             held.enter_context(lock.hold(path))
             #: The store as it was when this was opened.
@@ -102,7 +115,7 @@ class Writer:
 
         Raises
         ------
-        ValueError : no frames, another dim, NaN or infinity, values a float16 cannot hold, an id that is there
+        ValueError : no frames, another dim, NaN or infinity, values its dtype cannot hold, an id that is there
             already, or an id that the store knows with other facts (speaker, recording, …).
         OSError : as `commit`.
         """
@@ -117,11 +130,13 @@ class Writer:
         if array.ndim != 2 or array.shape[1] != self.spec.dim or not len(array):
             raise ValueError(f"{what}: expected frames of shape (1 or more, {self.spec.dim}), found {array.shape}")
         largest = float(np.abs(array).max())  # NaN and infinity pass through max
-        limit = float(np.finfo(self.spec.dtype).max)
+        limit = float((np.iinfo if self.spec.whole else np.finfo)(self.spec.dtype).max)
         if not largest <= limit:
             raise ValueError(
                 f"{what}: frames must be finite and within ±{limit:g} ({self.spec.dtype}), found {largest}"
             )
+        if self.spec.whole and not np.array_equal(array, np.trunc(array)):
+            raise ValueError(f"{what}: expected whole numbers, found fractions")
         if utterance.id in self._added or utterance.id in self._there:
             raise ValueError(f"{what}: already in {self.path}; an id can be added once")
         self.check_facts(utterance)

@@ -15,6 +15,7 @@ from featstore import files
 from featstore.store import layout, lock, metadata
 from featstore.store.changes import name_changes, read_change
 from featstore.store.check import check_part, files_below
+from featstore.store.codebooks import has_codebooks, write_codebooks
 from featstore.store.commit import move_part
 from featstore.store.layout import FingerprintMismatch, StoreError
 from featstore.store.reader import Store
@@ -64,6 +65,9 @@ def merge(
         specs = _specs([*([Store(target)] if (target / layout.ROOT).exists() else []), *opened])
         for spec in specs.values():
             metadata.create(target, spec)
+        for store in opened:
+            for name in filter(lambda name: has_codebooks(specs[name]), store.features):
+                write_codebooks(target, specs[name], store.codebooks(name))
         held.enter_context(lock.hold(target, alone=True))
         done = Merged()
         # Before the parts: a change says nothing of a part that is not there, and a part must not come without it.

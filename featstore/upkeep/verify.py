@@ -15,6 +15,7 @@ import pyarrow as pa
 from featstore.store import failures, layout, lock, metadata
 from featstore.store.changes import Changes
 from featstore.store.check import Finding, check_part, files_below, not_now, stray, temporary
+from featstore.store.codebooks import has_codebooks, read_codebooks
 from featstore.store.layout import StoreError
 from featstore.store.metadata import read_seal
 from featstore.types import FeatureSpec
@@ -116,6 +117,8 @@ def _verify(store: Path, root: Finding | None, progress: Callable[[int, int], No
             found += _examine(store, name, part, known[name], report)
             done += 1
             progress(done, of)
+        if spec and has_codebooks(spec):
+            found += _check_codebooks(store, spec)
         if problem:
             ids = dict.fromkeys([*known[name].seen, *(id for finding in found for id in finding.utterances)])
             found.insert(0, _without_spec(store, name, problem, tuple(ids)))
@@ -166,6 +169,20 @@ def _check_spec(store: Path, feature: str) -> tuple[FeatureSpec | None, StoreErr
         return spec, None
     except StoreError as error:
         return None, error
+
+
+def _check_codebooks(store: Path, spec: FeatureSpec) -> list[Finding]:
+    path = layout.codebooks_path(spec.name)
+    try:
+        read_codebooks(store, spec)
+        return []
+    except StoreError as error:
+        if now := not_now(error, store / path):
+            return [Finding(spec.name, "", now)]
+        if not (store / path).exists():
+            return [Finding(spec.name, "", str(error))]
+        problem = f"{error}; --repair sets it aside, then the same `featstore extract` command writes it again"
+        return [Finding(spec.name, "", problem, remedy="move", paths=(path,))]
 
 
 def _without_spec(store: Path, feature: str, error: StoreError, ids: tuple[str, ...]) -> Finding:
@@ -235,15 +252,17 @@ def _leftovers(store: Path, known: set[str], facts: list[str]) -> Iterator[Findi
         yield Finding("", "", problem, leftover=True, remedy="delete", paths=("incoming",))
     group, index = layout.group_dir(store), store / "index"
     tables = [layout.utterances_dir(store), store / layout.CHANGES, *(p for p in sorted(index.glob("*")) if p.is_dir())]
+    books = store / layout.CODEBOOKS
     groups = [group, *(p for p in sorted(group.glob("*")) if p.is_dir())]
-    for folder, belongs in (*((f, "*.parquet") for f in tables), *((f, "zarr.json") for f in groups)):
+    kinds = (*((f, "*.parquet") for f in tables), *((f, "zarr.json") for f in groups), (books, "*.safetensors"))
+    for folder, belongs in kinds:
         for path in sorted(folder.glob("*")):
             if path.is_file() and not path.match(belongs) and not temporary(path):
                 yield stray(store, path)
     for path in sorted((store / "failures").glob("[!.]*.jsonl")):
         if not _is_failures(path):
             yield stray(store, path, "damaged: expected JSON objects with the keys feature and id")
-    for path in (*(p for f in (*tables, store / "failures") for p in sorted(f.glob(".*"))), *files_below(group)):
+    for path in (*(p for f in (*tables, books, store / "failures") for p in sorted(f.glob(".*"))), *files_below(group)):
         if temporary(path):
             yield stray(store, path, "a temporary file of an interrupted write", "delete")
 

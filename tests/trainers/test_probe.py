@@ -191,7 +191,7 @@ def test_the_seed_decides_the_probe(made, tmp_path):
         (["--set", "epoch=3"], "no setting is called 'epoch'; did you mean epochs"),
         (["--set", "epochs=many"], "epochs must be a whole number, found 'many'"),
         (["--set", "feature=titanet"], "has no feature 'titanet'"),
-        ([], "the probe needs a trial list; add: --set trials=FILE"),
+        ([], "a trial list is needed; add: --set trials=FILE"),
         (["--set", "trials=absent.txt"], "absent.txt: No such file"),
     ],
 )

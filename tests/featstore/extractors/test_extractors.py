@@ -98,11 +98,13 @@ def test_broken_encoders_of_other_packages(other_package: None) -> None:
 
 
 def test_unknown_name_lists_the_known(other_package: None) -> None:
-    with pytest.raises(ExtractorError, match=r"no extractor is called 'mimmi'; known: .*logmel, mimi, titanet"):
+    with pytest.raises(
+        ExtractorError, match=r"no extractor is called 'mimmi'; known: .*logmel, mimi, mimi-codes, titanet"
+    ):
         create("mimmi")
 
 
-@pytest.mark.parametrize(("name", "missing"), [("mimi", "moshi"), ("titanet", "nemo")])
+@pytest.mark.parametrize(("name", "missing"), [("mimi", "moshi"), ("mimi-codes", "moshi"), ("titanet", "nemo")])
 def test_missing_extra_says_what_to_install(name: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [module for module in sys.modules if module.split(".")[0] == missing]:
         monkeypatch.delitem(sys.modules, module)

@@ -1,0 +1,209 @@
+"""`trainers fit proxy`: who is trained on, what is chosen, what is written, resuming, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import featstore
+from cli.trainers import app
+from evaluation.report import report
+from evaluation.trials import read_trials, score_trials
+from featstore import Store
+from tests.codes import make_store
+from tests.sessions import spec
+from trainers.config import ConfigError, FitConfig
+from trainers.proxy import Proxy, ascent
+from trainers.proxy.data import Crops, Voices, load_data
+from trainers.proxy.fit import fit_proxy
+from trainers.runs import Run
+
+SMALL = ("channels=16", "size=8", "steps=12", "speakers=4", "crop_s=1.6", "looks=3", "checkpoint_steps=5")
+
+
+@pytest.fixture(autouse=True)
+def _short_ascent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ascent, "PAIRS", 5)
+    monkeypatch.setattr(ascent, "STEPS", 3)
+
+
+def write_trials(path: Path, store: Store) -> Path:
+    names = [id for id in store.ids if id.startswith("test")]
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[:i]]
+    path.write_text("".join(f"{int(a.split('/')[0] == b.split('/')[0])} {a} {b}\n" for a, b in pairs))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Path]:
+    folder = tmp_path_factory.mktemp("proxy")
+    store = make_store(folder / "store")
+    rng = np.random.default_rng(3)
+    with featstore.writer(store.path, spec("titanet", 8)) as writer:
+        for id in store.ids:
+            writer.add(store.utterance(id), rng.standard_normal((5, 8)))
+    return featstore.open(store.path), write_trials(folder / "trials.txt", store)
+
+
+def config(trials: Path, *settings: str, **overrides: object) -> FitConfig:
+    return FitConfig.make("proxy", settings=(f"trials={trials}", *SMALL, *settings), **overrides)
+
+
+def test_end_to_end(made: tuple[Store, Path], tmp_path: Path) -> None:
+    store, trials = made
+    run = Run.create(tmp_path / "run", config(trials), store)
+    result = fit_proxy(run, store)
+    assert json.loads((run.path / "result.json").read_text()) == result
+    assert (result["num_utterances"], result["num_speakers"], result["num_dev_speakers"]) == (18, 6, 3)
+    assert result["num_trials"] == 66 and result["steps"] == 36
+    assert set(result["dev_eer"]) == {"contrastive", "margin", "teacher"}
+    assert result["loss"] == min(result["dev_eer"], key=result["dev_eer"].get)
+    assert "UNTRAINED" in result["warnings"][0]
+    systems = ["raw", "raw_centred", "probe", "proxy", "proxy_soft", "proxy_straight_through"]
+    systems += ["proxy_corrupted_10", "proxy_corrupted_30", "titanet"]
+    assert list(result["systems"]) == systems
+    table = pq.read_table(run.path / "scores.parquet")
+    assert table.column_names[-len(systems) :] == systems and table.num_rows == 66
+    assert set(result["agreement"]) == set(systems) - {"titanet"}
+    # What is written is what was scored, and needs nothing but its file.
+    proxy = Proxy.load(run.path)
+    left, right = (
+        torch.from_numpy(np.array(store.frames("mimi-codes", id), np.int64))[None] for id in ("test1/0", "test0/0")
+    )
+    row = table.column("enrol").to_pylist().index("test1/0")
+    other = table.column("test").to_pylist()[row]
+    right = torch.from_numpy(np.array(store.frames("mimi-codes", other), np.int64))[None]
+    assert float((proxy(left) * proxy(right)).sum()) == pytest.approx(table["proxy"][row].as_py(), abs=1e-5)
+    # The published measure thinks most of vectors that mean nothing at all.
+    measure = result["published_measure"]
+    assert set(measure) == {"raw", "proxy", "random vectors", "titanet"}
+    assert measure["random vectors"]["all_separation"] == pytest.approx(1, abs=0.2)
+    told = result["ascent"]
+    assert told["pairs"] == 5 and len(told["judges"]) == 4
+    assert all(
+        judge[aim]["accepted"] <= judge["pairs"]
+        for judge in told["judges"].values()
+        for aim in ("target", "wrong", "random")
+    )
+    assert fit_proxy(run, store)["notes"][-1].startswith("nothing was left to do")
+    # On screen, and in the report's row.
+    args = ["fit", "proxy", "--store", str(store.path), "--out", str(run.path), "--set", f"trials={trials}", "--resume"]
+    shown = CliRunner().invoke(app, [*args, *(arg for setting in SMALL for arg in ("--set", setting))])
+    assert shown.exit_code == 0, shown.output
+    assert "proxy_straight_through" in shown.output and "judged by linear discriminants" in shown.output
+    facts = report([run.path], tmp_path / "report", num_resamples=20)
+    row = next(row for row in facts["experiments"] if row["id"] == "5")
+    assert row["sound"]["lines"][0]["value"] == result["systems"]["proxy"]["eer"] and row["reference"] is None
+    assert facts["failed_checks"] == []
+    assert "proxy, 10 % of the codes wrong" in (tmp_path / "report" / "report.html").read_text()
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(made: tuple[Store, Path], tmp_path: Path) -> None:
+    store, trials = made
+    settings = config(trials, "losses=margin,contrastive")
+    whole = Run.create(tmp_path / "whole", settings, store)
+    fit_proxy(whole, store)
+    for at in (7, 12, 17):  # inside a loss, between two, inside the second
+
+        def kill(state: object, at: int = at) -> None:
+            if state.step == at:
+                raise Killed
+
+        run = Run.create(tmp_path / "cut", settings, store, resume=True)
+        with pytest.raises(Killed):
+            fit_proxy(run, store, on_step=kill)
+    run = Run.create(tmp_path / "cut", settings, store, resume=True)
+    fit_proxy(run, store)
+    for name in (
+        "model.safetensors",
+        "candidate-margin.safetensors",
+        "candidate-contrastive.safetensors",
+        "history.csv",
+    ):
+        assert (run.path / name).read_bytes() == (whole.path / name).read_bytes(), name
+
+
+def test_it_learns_who_speaks(made: tuple[Store, Path], tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", {"train": 12, "dev": 6, "test": 6}, utterances=4)
+    trials = write_trials(tmp_path / "trials.txt", store)
+    settings = config(trials, "losses=contrastive", "steps=60", "channels=32", "speakers=8")
+    result = fit_proxy(Run.create(tmp_path / "run", settings, store), store)
+    systems = result["systems"]
+    assert systems["proxy"]["eer"] < 0.2, systems["proxy"]["eer"]
+    assert systems["proxy"]["mean_same"] > systems["proxy"]["mean_different"] + 0.3
+
+
+def test_without_dev_speakers_every_eighth_is_kept_out(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", {"train": 17, "test": 3})
+    data = load_data(config(write_trials(tmp_path / "t.txt", store), "losses=margin"), store)
+    names = sorted(f"train{k}" for k in range(17))
+    assert set(data.dev.speakers) == set(names[::8])
+    assert set(data.train.speakers) == set(names) - set(names[::8])
+    assert "3 of 17 training speakers were kept out" in data.notes[0]
+
+
+def test_a_trial_speaker_among_the_trained_is_refused(made: tuple[Store, Path], tmp_path: Path) -> None:
+    store, _ = made
+    (tmp_path / "t.txt").write_text("1 train3/0 train3/1\n0 train3/0 test0/0\n")
+    with pytest.raises(ConfigError, match=r"1 speakers of .* are also trained on \(train3\)"):
+        load_data(config(tmp_path / "t.txt"), store)
+    (tmp_path / "t.txt").write_text("1 dev1/0 dev1/1\n0 dev1/0 test0/0\n")
+    with pytest.raises(ConfigError, match=r"1 speakers of .* have split=dev too"):
+        load_data(config(tmp_path / "t.txt"), store)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        (("losses=margin,margin",), "some of contrastive, margin, teacher, each once"),
+        (("soft=0.7", "corrupted=0.7"), "are shares of all steps"),
+        (("channels=20",), "multiple of 8, found 20"),
+        (("protocol=reference",), "no reference protocol"),
+        (("feature=titanet", "losses=margin"), "'titanet' is no codes"),
+        (("size=6",), "size must be that of the teacher 'titanet', 8; found 6"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(made: tuple[Store, Path], settings: tuple[str, ...], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        load_data(config(made[1], *settings), made[0])
+
+
+def test_codes_are_no_vectors_for_the_others(made: tuple[Store, Path], tmp_path: Path) -> None:
+    store, trials = made
+    probe = FitConfig.make("probe", settings=(f"trials={trials}", "feature=mimi-codes"))
+    with pytest.raises(ConfigError, match="'mimi-codes' holds codes, names of vectors and not vectors"):
+        Run.create(tmp_path / "run", probe, store)
+    with pytest.raises(ValueError, match="'mimi-codes' holds codes, names of vectors"):
+        score_trials(store, "mimi-codes", read_trials(trials))
+
+
+def test_crops_are_of_two_utterances_or_of_two_halves() -> None:
+    codes = [np.full((30, 2), k, np.int16) for k in range(4)]
+    codes[3] = np.arange(60, dtype=np.int16).reshape(30, 2)
+    voices = Voices([f"u{k}" for k in range(4)], np.array(["a", "a", "b", "c"]), codes)
+    crops = Crops(voices, 10, 3)
+    for seed in range(20):
+        drawn, mask, speakers, owners = crops.draw(np.random.default_rng(seed))
+        assert drawn.shape == (6, 10, 2) and mask.all() and sorted(set(speakers.tolist())) == [0, 1, 2]
+        for row in (0, 2, 4):
+            first, second = owners[row : row + 2]
+            assert voices.speakers[first] == voices.speakers[second]
+            assert (first != second) == (voices.speakers[first] == "a")
+            if first == 3:
+                assert drawn[row, -1, 0] < 30 <= drawn[row + 1, 0, 0]
+
+
+def test_short_utterances_are_padded_and_masked() -> None:
+    voices = Voices(["u", "v"], np.array(["a", "b"]), [np.full((4, 2), 7, np.int16)] * 2)
+    drawn, mask, _, _ = Crops(voices, 10, 2).draw(np.random.default_rng(0))
+    assert (drawn[mask] == 7).all() and mask.sum(1).tolist() == [4] * 4 and (drawn[~mask] == 0).all()

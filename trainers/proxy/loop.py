@@ -1,0 +1,254 @@
+"""Training a proxy with one loss after another, each from its own start; what dev says decides.
+
+Every draw depends on the seed and the step alone, so a run that was killed goes on to exactly the weights it would have had.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from evaluation.runs import LAST
+from evaluation.verification import det_curve
+from trainers.checkpoint import load_optimizer, optimizer_tensors
+from trainers.progress import Progress
+from trainers.proxy.config import ProxyConfig
+from trainers.proxy.data import Crops, ProxyData, Voices
+from trainers.proxy.forms import corrupted, logits_of
+from trainers.proxy.losses import AngularMargin, contrastive, to_teacher
+from trainers.proxy.network import Proxy
+from trainers.runs import Run, RunError
+
+#: In a step with logits the right codes have a share of the probability between these, in one with wrong codes up to
+#: this share of them is wrong.
+_SHARES, _WRONG = (0.3, 0.95), 0.3
+#: What the right codes have of the probability where logits are scored.
+SOFT_SHARE = 0.5
+
+
+@dataclass
+class State:
+    """Where a run stands."""
+
+    step: int = 0  # over all losses
+    loss_sum: float = 0.0  # since dev was looked at
+    summed: int = 0
+    best: dict[str, float] = field(default_factory=dict)  # loss → lowest EER on dev
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def candidate(loss: str) -> str:
+    """The file in a run's folder with the best weights of a loss."""
+    return f"candidate-{loss}.safetensors"
+
+
+class Training:
+    """From the last checkpoint, if there is one, to the end of all steps with all losses.
+
+    Parameters
+    ----------
+    teacher : (training utterances, size) of the loss "teacher"; None without it.
+    on_step : told the state after each step; what it raises ends the run as a kill would.
+    """
+
+    def __init__(
+        self,
+        run: Run[ProxyConfig],
+        data: ProxyData,
+        table: Tensor,
+        teacher: NDArray[np.float32] | None,
+        frames: int,
+        device: torch.device,
+        progress: Progress,
+        on_step: Callable[[State], None] | None = None,
+    ) -> None:
+        self.run, self.config, self.table, self.device = run, run.config, table, device
+        self.progress, self.on_step = progress, on_step
+        self.teacher = None if teacher is None else torch.from_numpy(teacher)
+        self.crops = Crops(data.train, frames, self.config.speakers)
+        self.dev = data.dev.pieces(frames)
+        self.state = State()
+        self._start(self.config.losses[0])
+        if (run.path / LAST).exists():
+            self._resume()
+        self.began = time.perf_counter() - self.state.seconds
+
+    def to_the_end(self) -> None:
+        """Train all steps that are left.
+
+        Raises
+        ------
+        RunError : the loss is no longer a number.
+        """
+        config, state = self.config, self.state
+        of = config.steps * len(config.losses)
+        every = max(1, config.steps // config.looks)
+        while state.step < of:
+            number, inside = divmod(state.step, config.steps)
+            loss = config.losses[number]
+            if not inside:
+                self._start(loss)
+            value = float(self._step(loss, inside))
+            state.step += 1
+            state.loss_sum, state.summed = state.loss_sum + value, state.summed + 1
+            inside += 1
+            look = inside % every == 0 or inside == config.steps
+            if look:
+                self._look(loss, inside)
+            if look or (config.checkpoint_steps and state.step % config.checkpoint_steps == 0):
+                self._save()
+            self.progress.update(state.step, of, f"{loss}, loss {value:.3f}, dev EER {state.best.get(loss, 1):.1%}")
+            if self.on_step is not None:
+                self.on_step(state)
+
+    def _start(self, loss: str) -> None:
+        config = self.config
+        with _seeded(config.seed, 1 + config.losses.index(loss)):
+            proxy = Proxy(self.table, config.channels, config.size)
+            speakers = len(self.crops.names) if loss == "margin" else 1
+            head = AngularMargin(config.size, speakers, config.angle, config.scale)
+        self.proxy = proxy
+        self.model = nn.ModuleDict({"proxy": proxy, "head": head}).to(self.device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+
+    def _step(self, loss: str, inside: int) -> Tensor:
+        config = self.config
+        rng = np.random.default_rng([config.seed, self.state.step])
+        codes, mask, speakers, owners = self.crops.draw(rng)
+        given = self._form(codes, rng).to(self.device)
+        proxy, head = self.proxy, self.model["head"]
+        proxy.train()
+        embeddings = proxy(given, mask.to(self.device))
+        if loss == "contrastive":
+            value = contrastive(embeddings, speakers.to(self.device), config.negatives, config.cosine_margin)
+        elif loss == "margin":
+            value = head(embeddings, speakers.to(self.device))
+        else:
+            assert self.teacher is not None  # it was read
+            value = to_teacher(embeddings, self.teacher[owners].to(self.device))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * _rate(inside, config.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+        self.optimizer.step()
+        return value.detach()
+
+    def _form(self, codes: Tensor, rng: np.random.Generator) -> Tensor:
+        """The codes as they are, as logits, or some of them wrong. What straight-through would hand on is the latter:
+        going forward it is the likeliest codes, and only the gradient to the logits, which nobody trains here, differs."""
+        config, bins = self.config, self.table.shape[1]
+        kind, amount, seed = rng.random(), rng.random(), int(rng.integers(1 << 62))
+        generator = torch.Generator().manual_seed(seed)
+        if kind < config.soft:
+            return logits_of(codes, bins, _SHARES[0] + (_SHARES[1] - _SHARES[0]) * amount, generator)
+        if kind < config.soft + config.corrupted:
+            return corrupted(codes, bins, _WRONG * amount, generator)
+        return codes
+
+    def _look(self, loss: str, inside: int) -> None:
+        state, run = self.state, self.run
+        mean = state.loss_sum / state.summed
+        if not math.isfinite(mean):
+            raise RunError(f"{run.path}: the loss is no longer a number with {loss!r} by step {inside}; lower lr")
+        proxy = self.proxy
+        hard, soft = dev_eers(proxy, self.dev, self.config.seed, self.device)
+        eer = (
+            hard + soft
+        ) / 2  # codes tell voices apart, logits train somebody's model: neither may be paid for by the other
+        if eer < state.best.get(loss, math.inf):
+            state.best[loss] = eer
+            run.write_tensors(
+                candidate(loss), proxy.state_dict(), {**proxy.facts, "loss": loss, "step": inside, "dev_eer": eer}
+            )
+        # Numbers alone, as in every history: which of the config's losses, and steps over all of them.
+        row = {
+            "step": state.step,
+            "number": self.config.losses.index(loss),
+            "train_loss": mean,
+            "dev_eer": hard,
+            "dev_eer_soft": soft,
+        }
+        state.history.append(row)
+        state.loss_sum, state.summed = 0.0, 0
+        run.write_history(state.history)
+
+    def _save(self) -> None:
+        self.state.seconds = time.perf_counter() - self.began
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items() if k != "proxy.table"}
+        self.run.write_tensors(LAST, tensors | optimizer_tensors(self.optimizer), asdict(self.state))
+
+    def _resume(self) -> None:
+        tensors, facts = self.run.read_tensors(LAST)
+        try:
+            self.state = State(**facts)
+            number = min((self.state.step - 1) // self.config.steps, len(self.config.losses) - 1)
+            self._start(self.config.losses[number])
+            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            self.model.load_state_dict(weights | {"proxy.table": self.table})
+            load_optimizer(self.optimizer, tensors)
+        except (TypeError, RuntimeError, ValueError) as error:
+            told = " ".join(str(error).split())[:200]
+            raise RunError(f"{self.run.path / LAST}: of another version or model: {told}") from None
+
+
+def embed(
+    proxy: Proxy,
+    codes: list[NDArray[np.int16]],
+    device: torch.device,
+    change: Callable[[Tensor], Tensor] = lambda codes: codes,
+    **settings: Any,
+) -> NDArray[np.float32]:
+    """Embeddings (utterances, size), each utterance alone and whole; `change` makes of its codes what goes in."""
+    proxy.eval()
+    with torch.no_grad():
+        found = [proxy(change(torch.from_numpy(own.astype(np.int64))[None]).to(device), **settings) for own in codes]
+    return torch.cat(found).cpu().numpy()
+
+
+def all_pairs(voices: Voices) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Every pair of pieces, left, right and whether they are of one speaker; of one utterance only if speakers have but one."""
+    left, right = np.triu_indices(len(voices.ids), 1)
+    ids = np.asarray(voices.ids)
+    same = voices.speakers[left] == voices.speakers[right]
+    apart = ids[left] != ids[right]
+    if (same & apart).any():
+        left, right, same = left[apart], right[apart], same[apart]
+    return left, right, same
+
+
+def dev_eers(proxy: Proxy, dev: Voices, seed: int, device: torch.device) -> tuple[float, float]:
+    """EER over all pairs of the pieces of dev: of codes, and of logits that give the right ones half of the probability."""
+    left, right, same = all_pairs(dev)
+    generator, bins = torch.Generator().manual_seed(seed), proxy.table.shape[1]
+
+    def eer(vectors: NDArray[np.float32]) -> float:
+        return float(det_curve((vectors[left] * vectors[right]).sum(1), same).eer[0])
+
+    soft = embed(proxy, dev.codes, device, lambda own: logits_of(own, bins, SOFT_SHARE, generator))
+    return eer(embed(proxy, dev.codes, device)), eer(soft)
+
+
+def _rate(step: int, steps: int) -> float:
+    """Linear over the first tenth, then half a cosine down to 0."""
+    rise = max(1, steps // 10)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+@contextmanager
+def _seeded(*key: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+        yield
