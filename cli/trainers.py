@@ -63,14 +63,15 @@ def fit(
     kind: Annotated[
         Kind,
         typer.Argument(
-            help="probe: who, linearly; proxy: who, by codes; the others: who spoke when (cascade: when and who apart, whole recordings)."
+            help="probe: who, linearly; proxy: who, by codes; the others: who spoke when "
+            "(cascade: when and who apart, whole recordings)."
         ),
     ],
     store: Annotated[Path, typer.Option(help="The store with the features.")],
     out: Annotated[Path, typer.Option(help="The run's folder; must not exist unless --resume.")],
     preset: Annotated[
         Preset, typer.Option(help="published: the study's sizes; small: works in minutes on two cores.")
-    ] = Preset.published,
+    ] = Preset("published"),
     config: Annotated[Path | None, typer.Option(help="TOML file with settings; over those of the preset.")] = None,
     protocol: Annotated[
         Protocol | None, typer.Option(help="sound (default), or reference: as published, flaws included.")

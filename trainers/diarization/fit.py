@@ -27,8 +27,7 @@ from trainers.runs import Run
 from trainers.scale import scale_of
 
 #: The settings that an `Adapter` is made of.
-_ADAPTER = ("speakers", "width", "layers", "heads", "ffn", "dropout")
-_ADAPTER += ("channel_dropout", "input_dropout", "conv_frames", "token_frames")
+_ADAPTER = "speakers width layers heads ffn dropout channel_dropout input_dropout conv_frames token_frames".split()
 
 
 def fit_diarizer(

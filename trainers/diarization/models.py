@@ -49,7 +49,8 @@ class Adapter(nn.Module):
         self.conv = nn.Conv1d(width, width, conv_frames, padding="same", groups=width) if conv_frames else None
         layer = nn.TransformerEncoderLayer(width, heads, ffn, dropout, activation="gelu", batch_first=True)
         if channel_dropout:
-            layer.dropout, layer.dropout1, layer.dropout2 = (_ChannelDropout(dropout) for _ in range(3))
+            for name in ("dropout", "dropout1", "dropout2"):
+                setattr(layer, name, _ChannelDropout(dropout))
             layer.self_attn.dropout = 0.0
         # Nested tensors would take another path in eval than in training, and drop padded frames from the output.
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
