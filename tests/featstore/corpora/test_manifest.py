@@ -72,7 +72,8 @@ def test_turns_come_from_rttm_cut_to_the_utterance(tmp_path: Path) -> None:
         "SPEAKER mtg 1 0.0 2.0 <NA> <NA> a <NA> <NA>\nSPEAKER mtg 1 4.0 3.0 <NA> <NA> b <NA> <NA>\n"
     )
     path = jsonl(
-        tmp_path / "m.jsonl", {"audio_filepath": "mtg.wav", "offset": 1.0, "duration": 4.0, "rttm_filepath": "r.rttm"}
+        tmp_path / "m.jsonl",
+        {"audio_filepath": "mtg.wav", "offset": 1.0, "duration": 4.0, "rttm_filepath": "r.rttm", "speaker": "a"},
     )
     (u,) = read_manifest(path)
     assert u.turns == (Turn(0.0, 1.0, "a"), Turn(3.0, 4.0, "b"))

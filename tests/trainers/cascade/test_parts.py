@@ -168,6 +168,13 @@ def test_a_small_cluster_is_no_voice_and_its_pieces_go_to_the_nearest():
     assert len(voices_of(longer, labels, 0.9)) == 1  # the largest always is one
 
 
+def test_a_voice_is_the_mean_of_all_its_frames():
+    """Pieces weigh as long as they are."""
+    vectors = np.array([[1.0, 0.0], [0.8, 0.6]], np.float32)
+    voices = voices_of(Pieces(vectors, np.array([3.0, 1.0])), np.array([0, 0]), 0.0)
+    np.testing.assert_allclose(voices, unit(np.array([[3.8, 0.6]])), rtol=1e-6)
+
+
 def test_clusters_end_at_the_threshold():
     angles = np.radians([0, 10, 60, 70])  # cosine distances: 0.015 inside, 0.36 to 0.66 between
     pieces = Pieces(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32), np.ones(4))
