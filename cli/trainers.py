@@ -18,6 +18,7 @@ app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT, add_completion
 
 Kind = StrEnum("Kind", kinds.NAMES)  # type: ignore[misc]  # mypy cannot see the names of a table
 Preset = StrEnum("Preset", presets.NAMES)  # type: ignore[misc]
+_PUBLISHED = Preset("published")
 
 
 class Protocol(StrEnum):
@@ -71,7 +72,7 @@ def fit(
     out: Annotated[Path, typer.Option(help="The run's folder; must not exist unless --resume.")],
     preset: Annotated[
         Preset, typer.Option(help="published: the study's sizes; small: works in minutes on two cores.")
-    ] = Preset("published"),
+    ] = _PUBLISHED,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings; over those of the preset.")] = None,
     protocol: Annotated[
         Protocol | None, typer.Option(help="sound (default), or reference: as published, flaws included.")

@@ -103,7 +103,7 @@ def test_its_runs_are_audited_and_reported(old: Path) -> None:
     assert again["runs/fusion: titanet in store"] == FEATURES["titanet"][0]
     made = run(evaluation.app, "report", *runs, "--out", "report", "--bootstrap", "20")
     assert made.exit_code == 0, made.output
-    assert "Adding TitaNet is 17.2 points" in made.stdout
+    assert "DER against the adapter on Mimi \N{MINUS SIGN}17.2 points" in made.stdout
     for run_path in runs:
         outputs = featstore.open(f"{run_path}/outputs", verify=True)
         assert len(outputs) and verify(f"{run_path}/outputs").findings == []

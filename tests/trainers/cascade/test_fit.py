@@ -121,7 +121,7 @@ def test_a_run_holds_whole_recordings(fitted, store):
     assert list(result["recordings"]) == ["test-0", "test-1", "test-2"]
     again = score(reference, hypothesis, uem=uem).corpus
     assert again.der == pytest.approx(result["test"]["der"], abs=2e-3)
-    assert [check.level for check in check_run(run.path, store)] == ["ok"] * 6
+    assert [check.level for check in check_run(run.path, store)] == ["ok"] * 7
     assert runs.session_of("test/0") == "test/0"
 
 
