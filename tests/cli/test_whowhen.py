@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from cli.evaluation import app as evaluation
 from cli.whowhen import app
+from diarizer.inputs import recordings_of
 from evaluation.rttm import read_rttm
 from featstore import Turn
 from featstore.corpora.rttm import write_rttm
@@ -187,8 +188,6 @@ def test_everything_wrong_gets_one_clear_line(folder, tone_run, tone_store):
 
 
 def test_a_terminal_is_no_recording(folder, tone_run, monkeypatch):
-    from diarizer.inputs import recordings_of
-
     class Terminal:
         def isatty(self) -> bool:
             return True
@@ -204,3 +203,13 @@ def test_recordings_of_one_name_are_told_apart(folder, tone_run):
         meeting(folder / name / "talk.wav")
     told = json.loads(run("monday/talk.wav", "tuesday/talk.wav", "--run", tone_run, "--json").stdout)
     assert [r["recording"] for r in told["recordings"]] == ["monday-talk", "tuesday-talk"]
+
+
+def test_names_that_differ_in_case_are_one_file_on_some_disks(folder):
+    for name in ("monday/talk.wav", "tuesday/Talk.wav", "tuesday/talk.flac"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    named = [r.name for r in recordings_of(["monday", "tuesday/Talk.wav"], folder)]
+    assert named == ["monday-talk", "tuesday-Talk"]
+    with pytest.raises(ValueError, match="2 recordings would be written as 'tuesday-talk'"):
+        recordings_of(["tuesday"], folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +12,17 @@ import soundfile as sf
 
 import diarizer.frames
 from diarizer import load
+from diarizer.answer import Answer
 from diarizer.frames import hear
+from diarizer.heads import CascadeHead, StitchedHead, Told
 from diarizer.sound import Sound
+from diarizer.voices import Voice, named
 from evaluation.diarization import score
 from evaluation.turns import Turns
-from featstore import FingerprintMismatch, Turn, Utterance
+from featstore import FingerprintMismatch, FrameGrid, Turn, Utterance
 from tests.fakes import FakeExtractor
 from tests.tones import RATE_HZ, sound_of, turns_of, voice, write
+from trainers.diarization.whole import Stitching
 from trainers.runs import RunError
 
 pytestmark = pytest.mark.usefixtures("knows_fakes")
@@ -46,6 +51,18 @@ def test_a_recording_comes_out_as_turns(tone_run, turns, tmp_path):
     assert json.loads(json.dumps(told)) == told
 
 
+def test_turns_end_with_the_recording():
+    """Four frames of 0.08 s are more than 0.3 s of sound: the last of them ends with it."""
+    active = np.array([[1, 0], [1, 0], [0, 0], [1, 1]], bool)
+    sure = np.where(active, 0.5, 0.1).astype(np.float32)
+    told = Told(active, sure, np.eye(2, dtype=np.float32), FrameGrid(0.04, 0.08))
+    answer = Answer.of(told, "x", 0.3, {1: "Ann"})
+    assert [(t.start_s, t.end_s, t.speaker) for t in answer.turns] == [
+        *((0.0, 0.16, "speaker1"), (0.24, 0.3, "speaker1"), (0.24, 0.3, "Ann")),
+    ]
+    assert answer.sure.tolist() == [0.5] * 3 and answer.known == ("Ann",)
+
+
 @pytest.mark.parametrize(
     ("rate_hz", "channels", "kind"), [(8000, 2, "FLOAT"), (16000, 1, "PCM_16"), (44100, 3, "PCM_24")]
 )
@@ -53,6 +70,12 @@ def test_any_rate_and_any_channels(tone_run, turns, tmp_path, rate_hz, channels,
     wave = np.repeat(sound_of(turns, SECONDS, rate_hz=rate_hz)[:, None], channels, axis=1)
     sf.write(tmp_path / "x.wav", wave, rate_hz, kind)
     assert der(turns, load(tone_run)(tmp_path / "x.wav")) < 0.08
+
+
+def test_how_long_the_rest_of_a_file_is(tmp_path):
+    path = write(tmp_path / "x.wav", voice(1, 5.0))
+    for start_s, duration_s, expected in ((0.0, np.nan, 5.0), (2.0, np.nan, 3.0), (2.0, 1.5, 1.5)):
+        assert Sound(Utterance("u", str(path), start_s, duration_s, "x")).duration_s == pytest.approx(expected)
 
 
 def test_an_array_says_the_same_as_its_file(tone_run, turns, tmp_path):
@@ -84,6 +107,16 @@ def test_pieces_change_nothing(monkeypatch):
                 np.testing.assert_array_equal(heard.read(["fake"], 0, len(whole)), stored)
                 np.testing.assert_array_equal(heard.read(["fake"], 3, 9), stored[3:9])
                 assert len(heard.energy) == len(whole)
+
+
+def test_a_piece_comes_with_what_is_around_it():
+    pieces = [np.arange(start, min(start + 4, 10), dtype=np.float32) for start in (0, 4, 8)]
+    found = [(wave.tolist(), begin, length) for wave, begin, length in diarizer.frames._surrounded(pieces, 5, 2)]
+    assert found == [
+        ([0, 1, 2, 3, 4, 5], 0, 4),
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 4, 4),
+        ([3, 4, 5, 6, 7, 8, 9], 5, 2),
+    ]
 
 
 def test_progress_is_told_in_seconds(tone_run, turns, monkeypatch):
@@ -132,6 +165,22 @@ def test_known_voices_get_their_names(tone_run, turns):
         **{f"Name {speaker}": f"Name {speaker}" for speaker in known},
         "speaker1": "",
     }
+
+
+def test_voices_are_one_as_near_as_clusters_are():
+    """A cosine distance of 0.3 at most is a cosine of 0.7 at least."""
+    cascade = SimpleNamespace(config=SimpleNamespace(features=("f",)), choice=SimpleNamespace(threshold=0.3))
+    stitched = SimpleNamespace(config=SimpleNamespace(features=("f",)))
+    assert CascadeHead(cascade).same == StitchedHead(stitched, Stitching("f", apart=0.3)).same == pytest.approx(0.7)
+
+
+def test_a_voice_too_unlike_to_be_known_takes_no_name_from_another():
+    """0.9 and 0.8 to Ann, 0.4 and -0.5 to Bob: all four in one sum would give Ann the second voice."""
+    known = {"Ann": Voice(np.eye(3, dtype=np.float32)[0], 9.0), "Bob": Voice(np.eye(3, dtype=np.float32)[1], 9.0)}
+    cosines = np.array([[0.9, 0.4], [0.8, -0.5]], np.float32)
+    voices = np.column_stack([cosines, np.sqrt(1 - (cosines**2).sum(1))])
+    assert named(voices, known, 0.7) == {0: "Ann"}
+    assert named(voices, known, 0.3) == {0: "Bob", 1: "Ann"}
 
 
 @pytest.mark.parametrize(
