@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from trainers.cascade.clusters import Limits, pieces_of
-from trainers.diarization.stitch import Heard, join, single_of, sound_of, starts_of, stitch, voices_in
+from trainers.diarization.stitch import Heard, _tracks, join, single_of, sound_of, starts_of, stitch, voices_in
 
 LENGTH, HOP, CHANNELS, VOICES, DIM = 60, 15, 4, 6, 16
 
@@ -92,6 +92,24 @@ def test_where_windows_differ_nobody_is_single():
     activity[0, :, 0] = activity[1, :, 1] = 1
     activity[1, :2, 0] = 1  # frames 2 and 3: one says the first window, two the second
     assert single_of(starts, activity, 6).tolist() == [True, True, False, False, True, True]
+
+
+def test_windows_weigh_most_in_their_middle():
+    activity = np.zeros((2, 4, 1), np.float32)
+    activity[0] = 1  # frames 0 to 3; the second window, of frames 2 to 5, hears nobody
+    nothing = np.zeros((2, 1, DIM), np.float32), np.zeros((2, 1), int)
+    made = Heard(np.array([0, 2]), activity, *nothing, 6, None)
+    np.testing.assert_allclose(join(made, np.zeros((2, 1), int))[:, 0], [1, 1, 2 / 3, 1 / 3, 0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("until", "tied"), [(10, True), (8, True), (6, False)])
+def test_channels_are_tied_where_they_hear_nearly_the_same(until, tied):
+    """Ten frames that two windows share: one hears a voice in all of them, the other in the first `until`."""
+    activity = np.zeros((2, 20, 2), np.float32)
+    activity[0, 10:, 1], activity[1, :until, 0] = 1, 1
+    nothing = np.zeros((2, 2, DIM), np.float32), np.zeros((2, 2), int)
+    before, here = _tracks(Heard(np.array([0, 10]), activity, *nothing, 30, None)).tolist()
+    assert before == [-1, 0] and here == [0 if tied else 1, -1]
 
 
 def test_as_many_voices_as_asked_for():

@@ -11,6 +11,7 @@ import featstore
 from featstore import MIMI_GRID
 from tests.sessions import make_store
 from trainers.config import FitConfig
+from trainers.diarization import whole
 from trainers.diarization.fit import fit_diarizer
 from trainers.diarization.sessions import load_sessions
 from trainers.diarization.whole import Stitching, WholeHead, activities, load_head, measure_whole, stitching_of
@@ -70,6 +71,17 @@ def test_the_end_of_a_recording_is_heard_as_its_middle_is(tmp_path):
         assert active.shape[0] == activity.shape[0] == length
         if length > 12:
             assert active.any(1).mean() > 0.97
+
+
+def test_clusters_end_in_the_middle_of_the_valley():
+    for ders, best, expected in (
+        ([0.5, 0.2, 0.1, 0.105, 0.109, 0.2, 0.1], 2, 3),  # as good from the third to the fifth; the last is another's
+        ([0.3, 0.1, 0.1, 0.109, 0.12], 3, 2),
+        ([0.1, 0.2, 0.3], 0, 0),
+        ([0.3, 0.2, 0.1], 2, 2),
+        ([0.1, 0.1, 0.1, 0.1, 0.1], 0, 2),
+    ):
+        assert whole._middle(np.array(ders), best) == expected
 
 
 def test_a_fitted_run_says_how_it_does_on_whole_sessions(tmp_path):
