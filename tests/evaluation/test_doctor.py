@@ -97,6 +97,14 @@ def test_a_long_recording_gives_more_crops_and_those_without_speech_do_not_count
     assert all(70 < float(x.split()[0]) < 99 for x in find(checks, "in session channels").found.split(";"))
 
 
+def test_crops_are_of_what_is_scored() -> None:
+    """Before 1000 s A is first in every crop, after that B is: only what the UEM names is drawn from."""
+    reference = {"m": Turns.of([Turn(0, 1000, "A"), Turn(1000, 2000, "B")])}
+    for uem, expected in (([0.0, 1000.0], 0), ([1000.0, 2000.0], 100)):
+        checks = check_reference(reference, np.random.default_rng(0), uem={"m": np.array([uem])}, num_crops=50)
+        assert float(find(checks, "arrival order is not").found.split()[0]) == expected
+
+
 @pytest.mark.parametrize(("kind", "level"), [("mapped", "error"), ("fixed", "ok")])
 def test_a_scorer_that_does_not_map_and_one_that_always_does_are_found(
     kind: str, level: str, monkeypatch: pytest.MonkeyPatch

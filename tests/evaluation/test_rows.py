@@ -79,6 +79,14 @@ def test_a_second_run_of_one_seed_is_not_another_seed(seeds: Path, tmp_path: Pat
     assert [len(row.runs) for row in rows] == [3, 1] and rows[0].label != rows[1].label
 
 
+def test_runs_measured_on_other_recordings_are_not_seeds_of_one(seeds: Path) -> None:
+    path = seeds / "seed2" / "result.json"
+    result = json.loads(path.read_text())
+    result["recordings"].popitem()
+    path.write_text(json.dumps(result))
+    assert [len(row.runs) for row in read(seeds)] == [2, 1]
+
+
 @pytest.mark.parametrize("change", [{"device": "cuda"}, {"resident": "no"}])
 def test_what_decides_nothing_does_not_part_seeds(seeds: Path, change: dict[str, str]) -> None:
     edit(seeds / "seed2", **change)
@@ -179,6 +187,26 @@ def test_windows_are_easier_than_the_recording_that_they_make_up() -> None:
     assert baselines.der(baselines.one_speaker(windows)) == 0
     assert baselines.der(baselines.one_speaker(baselines.whole(windows))) == pytest.approx(0.5)
     assert list(baselines.one_speaker(windows)) == ["m"]
+    row = diarizer({"m": (0.0, 0.0, 0.0, 0.0)})
+    row.files.diarization = lambda: windows
+    row.result["whole"] = {}
+    baselines.look_at_truth(row)
+    always, speech = baselines.ONE_SPEAKER, baselines.TRUE_SPEECH
+    assert {key: baselines.der(errors) for key, errors in row.trivial.items()} == pytest.approx(
+        {(always, False): 0, (speech, False): 0, (always, True): 0.5, (speech, True): 0.5}
+    )
+    assert row.orders == (1, 2)  # bob is second in the session, first in his window
+
+
+def test_one_speaker_throughout_speaks_in_silence_too() -> None:
+    row = diarizer({"m": (0.0, 0.0, 0.0, 0.0)})
+    row.files.diarization = lambda: Diarization(
+        {"m": Turns.of([Turn(0, 8, "ann")])}, {}, {"m": np.array([[0.0, 10.0]])}
+    )
+    baselines.look_at_truth(row)
+    assert {key: baselines.der(errors) for key, errors in row.trivial.items()} == pytest.approx(
+        {("one speaker throughout", False): 2 / 8, ("true speech, one speaker", False): 0}
+    )
 
 
 # ---- words
