@@ -248,6 +248,16 @@ def test_what_came_out_by_hand(tmp_path: Path) -> None:
     assert "overlap 0.417 (asked 0.300)" in str(report) and "left out" not in str(report)
 
 
+def test_speech_that_rttm_rounds_past_the_end_is_no_silence(tmp_path: Path) -> None:
+    for name, samples in (("full", 1999), ("half", 2000)):
+        soundfile.write(tmp_path / f"{name}.flac", np.zeros(samples, np.float32), 1000)
+    write_rttm(tmp_path / "full.rttm", {"full": [Turn(0, 2.002, "a")]})
+    write_rttm(tmp_path / "half.rttm", {"half": [Turn(0, 1, "a")]})
+    asked = [("dev", tmp_path / f"{name}.flac", tmp_path / f"{name}.rttm") for name in ("full", "half")]
+    report = finish(tmp_path, Recipe("ends", 2, speakers=1, duration_s=2, overlap=0), asked, 2, 0, [])
+    assert report.got_silence == pytest.approx(1 / 3.999)  # the other's 3 ms are not taken off
+
+
 # --- recipes -----------------------------------------------------------------------------------------------------
 
 

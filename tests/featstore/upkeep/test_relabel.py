@@ -74,6 +74,13 @@ def test_labels_are_put_right_in_every_feature_and_frames_stay(store: Path) -> N
     assert len(metadata.check_version(store)) == 2
 
 
+def test_turns_end_with_their_utterance(store: Path) -> None:
+    """An RTTM of the whole file says more than the 0.8 s that the utterance has."""
+    turns = (Turn(0.1, 0.5, "a"), Turn(0.6, 1.5, "b"), Turn(0.8, 1.0, "c"))
+    relabel(store, [correct("u05", turns=turns, speaker=None)])
+    assert featstore.open(store).utterance("u05").turns == (Turn(0.1, 0.5, "a"), Turn(0.6, 0.8, "b"))
+
+
 def test_what_is_removed_is_nowhere_and_comes_back_by_a_new_extraction(store: Path) -> None:
     done = remove(store, ["u03"], split="test")
     assert (done.utterances, done.left, done.bytes) == (7, 5, 7 * 10 * 4 * 2 * 2)
@@ -330,5 +337,8 @@ def test_stores_that_contradict_each_other_are_not_merged(store: Path, tmp_path:
     fill(tmp_path / "c", first=10, names=("mimi",))
     relabel(tmp_path / "c", [correct("u11", speaker="z")])
     with pytest.raises(StoreError, match=r"utterance 'u11' has speaker 's' in .* and 'z' in .*featstore relabel"):
+        merge([store, tmp_path / "c"], tmp_path / "all")
+    relabel(tmp_path / "c", [correct("u11", speaker=None)])  # somebody and nobody are two as well
+    with pytest.raises(StoreError, match=r"utterance 'u11' has speaker 's' in .* and 'None' in"):
         merge([store, tmp_path / "c"], tmp_path / "all")
     assert not (tmp_path / "all").exists()

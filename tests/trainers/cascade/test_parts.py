@@ -179,8 +179,8 @@ def test_clusters_end_at_the_threshold():
     angles = np.radians([0, 10, 60, 70])  # cosine distances: 0.015 inside, 0.36 to 0.66 between
     pieces = Pieces(np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32), np.ones(4))
     for clustering in ("average", "complete"):
-        found = groupings(pieces, clustering, (0.001, 0.2, 0.9))
-        assert [len(set(found[t].tolist())) for t in (0.001, 0.2, 0.9)] == [4, 2, 1]
+        found = groupings(pieces, clustering, (0.001, 0.2, 0.45, 0.9))
+        assert [len(set(found[t].tolist())) for t in (0.001, 0.2, 0.45, 0.9)] == [4, 2, 2, 1]  # means are 0.5 apart
         assert found[0.2][0] == found[0.2][1] != found[0.2][2] == found[0.2][3]
 
 
