@@ -106,6 +106,8 @@ def test_padding_changes_nothing(rng, loss):
     mask = torch.arange(16).expand(3, 16) < 11
     padded = loss(torch.cat([logits, 9 * junk_logits], 1), torch.cat([labels, junk_labels], 1), mask)
     assert padded.item() == pytest.approx(plain.item(), abs=1e-12)
+    in_front = loss(torch.cat([9 * junk_logits, logits], 1), torch.cat([junk_labels, labels], 1), mask.flip(1))
+    assert in_front.item() == pytest.approx(plain.item(), abs=1e-12)  # nobody arrives in a frame that does not count
 
 
 def test_frames_weigh_the_same_whichever_example_they_are_from(rng):
