@@ -11,16 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.errors import going_on_later, user_errors
+from cli.options import CONTEXT, VersionOption
 
 if TYPE_CHECKING:
     from diarizer.diarizer import Diarizer
     from diarizer.jobs import Outcome
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings=CONTEXT,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
 
 
 @app.callback()
-def main() -> None:
+def main(version: VersionOption = False) -> None:
     """Who spoke when, in recordings."""
 
 

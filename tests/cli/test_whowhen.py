@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from cli.evaluation import app as evaluation
 from cli.whowhen import app
+from diarizer import jobs
 from evaluation.rttm import read_rttm
 from featstore import Turn
 from featstore.corpora.rttm import write_rttm
@@ -96,6 +98,28 @@ def test_it_goes_on_where_it_was_and_a_broken_file_costs_only_itself(folder, ton
     meeting(folder / "a.wav", 11)
     assert json.loads(run("a.wav", "c.wav", "--run", tone_run, "--json").stdout)["there"] == ["c"]
     assert json.loads(run("c.wav", "--run", tone_run, "--json", "--speakers", 2).stdout)["there"] == []
+
+
+def test_stopped_from_outside(folder, tone_run, monkeypatch):
+    meeting(folder / "a.wav")
+    meeting(folder / "b.wav", 8)
+    written = jobs.write_page
+
+    def write_page(path, *more):
+        if path.stem == "b":
+            signal.raise_signal(signal.SIGTERM)
+        written(path, *more)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(jobs, "write_page", write_page)
+            done = run("a.wav", "b.wav", "--run", tone_run)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done.exit_code == 130
+    assert done.stderr.endswith("interrupted: what was finished stays; the same command goes on\n")
+    assert json.loads(run("a.wav", "b.wav", "--run", tone_run, "--json").stdout)["there"] == ["a"]
 
 
 def test_known_voices(folder, tone_run):
