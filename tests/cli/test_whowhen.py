@@ -126,6 +126,7 @@ def test_known_voices(folder, tone_run):
     turns = (Turn(0.5, 9.0, "s0"), Turn(10.0, 20.0, "s3"), Turn(21.0, 29.0, "s1"))
     write(folder / "x.wav", sound_of(turns, SECONDS))
     write(folder / "ann.wav", voice(3))
+    assert "ann.html: 1 speaker: speaker1 100%\n" in run("ann.wav", "--run", tone_run).stdout
     done = run("x.wav", "--run", tone_run, "--enrol", "Ann Lee=ann.wav", "--json")
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)["recordings"][0]
