@@ -11,16 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.errors import going_on_later, user_errors
+from cli.options import CONTEXT, VersionOption
 
 if TYPE_CHECKING:
     from diarizer.diarizer import Diarizer
     from diarizer.jobs import Outcome
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings=CONTEXT,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
 
 
 @app.callback()
-def main() -> None:
+def main(version: VersionOption = False) -> None:
     """Who spoke when, in recordings."""
 
 
@@ -138,7 +145,8 @@ def _show(outcome: Outcome, made: Diarizer, out: Path, as_json: bool) -> None:
         for name, told in outcome.told.items():
             people = ", ".join(f"{s['name']} {s['share']:.0%}" for s in told["speakers"]) or "nobody speaks"
             there = " (there already)" if name in outcome.there else ""
-            print(f"{out / name}.html: {len(told['speakers'])} speakers: {people}{there}")
+            many = f"{len(told['speakers'])} speaker{'' if len(told['speakers']) == 1 else 's'}"
+            print(f"{out / name}.html: {many}: {people}{there}")
         if outcome.audio_s:
             print(f"{outcome.audio_s:.0f} s of audio in {outcome.seconds:.1f} s, {outcome.speed:.1f} × real time")
     for name, why in outcome.failed.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from cli.evaluation import app as evaluation
 from cli.whowhen import app
+from diarizer import jobs
 from diarizer.inputs import recordings_of
 from evaluation.rttm import read_rttm
 from featstore import Turn
@@ -99,10 +101,33 @@ def test_it_goes_on_where_it_was_and_a_broken_file_costs_only_itself(folder, ton
     assert json.loads(run("c.wav", "--run", tone_run, "--json", "--speakers", 2).stdout)["there"] == []
 
 
+def test_stopped_from_outside(folder, tone_run, monkeypatch):
+    meeting(folder / "a.wav")
+    meeting(folder / "b.wav", 8)
+    written = jobs.write_page
+
+    def write_page(path, *more):
+        if path.stem == "b":
+            signal.raise_signal(signal.SIGTERM)
+        written(path, *more)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(jobs, "write_page", write_page)
+            done = run("a.wav", "b.wav", "--run", tone_run)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done.exit_code == 130
+    assert done.stderr.endswith("interrupted: what was finished stays; the same command goes on\n")
+    assert json.loads(run("a.wav", "b.wav", "--run", tone_run, "--json").stdout)["there"] == ["a"]
+
+
 def test_known_voices(folder, tone_run):
     turns = (Turn(0.5, 9.0, "s0"), Turn(10.0, 20.0, "s3"), Turn(21.0, 29.0, "s1"))
     write(folder / "x.wav", sound_of(turns, SECONDS))
     write(folder / "ann.wav", voice(3))
+    assert "ann.html: 1 speaker: speaker1 100%\n" in run("ann.wav", "--run", tone_run).stdout
     done = run("x.wav", "--run", tone_run, "--enrol", "Ann Lee=ann.wav", "--json")
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)["recordings"][0]

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+import typer
 from typer.testing import CliRunner, Result
 
 import featstore
 import featstore.extractors
-from cli import evaluation, trainers
+from cli import evaluation, trainers, whowhen
 from cli import featstore as cli_featstore
 from cli.errors import message
 from featstore import StoreError, Utterance, files
@@ -225,12 +226,15 @@ def test_settings_can_be_seen() -> None:
     assert "epochs=" in shown.stdout or "lr=" in shown.stdout
 
 
-@pytest.mark.parametrize("app", [cli_featstore.app, evaluation.app, trainers.app])
-def test_every_command_has_a_version_and_a_short_help(app: object) -> None:
-    shown = CliRunner().invoke(app, ["--version"])  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("app", "command"),
+    [(cli_featstore.app, "info"), (evaluation.app, "eer"), (trainers.app, "fit"), (whowhen.app, "diarize")],
+)
+def test_every_command_has_a_version_and_a_short_help(app: typer.Typer, command: str) -> None:
+    shown = CliRunner().invoke(app, ["--version"])
     assert (shown.exit_code, shown.stdout) == (0, f"whowhen {version('whowhen')}\n")
-    for arguments in (["-h"], [{cli_featstore.app: "info", evaluation.app: "eer", trainers.app: "fit"}[app], "-h"]):  # type: ignore[index]
-        shown = CliRunner().invoke(app, arguments)  # type: ignore[arg-type]
+    for arguments in (["-h"], [command, "-h"]):
+        shown = CliRunner().invoke(app, arguments)
         assert shown.exit_code == 0 and "Usage:" in shown.stdout
 
 

@@ -25,6 +25,8 @@ from trainers.scale import Scale
 
 # Price of a change of the count where stretches with one speaker are looked for, before there are voices.
 _CHANGE = 3.0
+# So long a voice is one however little of a long recording that is; of less than this share of it there are others' scraps.
+_ENOUGH_S, _SCRAPS = 10.0, 0.02
 # Frames of a recording that are heard at once: ten minutes, so that memory does not grow with a recording's length.
 _PIECE = 7500
 
@@ -107,16 +109,21 @@ class Cascade:
 
     def evidence(self, heard: Heard, labels: NDArray[np.int64]) -> Evidence:
         """What is decoded, with pieces in these clusters."""
-        return self.beside(heard, voices_of(heard.pieces, labels, self.config.min_share))
+        return self.beside(heard, voices_of(heard.pieces, labels, self._min_share(heard.pieces)))
 
     def voices(self, heard: Heard, limits: Limits = ANY) -> NDArray[np.float32]:
         """The voices of a recording, (voices, dim) of length 1, grouped as chosen; as many as `limits` allow."""
         choice = self.choice
         if limits == ANY:
             (labels,) = groupings(heard.pieces, choice.clustering, (choice.threshold,), self.config.seed).values()
-            return voices_of(heard.pieces, labels, self.config.min_share)
-        how = (choice.clustering, choice.threshold, self.config.min_share)
+            return voices_of(heard.pieces, labels, self._min_share(heard.pieces))
+        how = (choice.clustering, choice.threshold, self._min_share(heard.pieces))
         return voices_within(heard.pieces, *how, limits, self.config.seed)
+
+    def _min_share(self, pieces: Pieces) -> float:
+        """The share of the time below which a cluster is no voice: as set, but nobody with `_ENOUGH_S` is lost by it."""
+        enough = _ENOUGH_S / max(float(pieces.weights.sum()) * self.grid.step_s, _ENOUGH_S)
+        return min(self.config.min_share, max(enough, _SCRAPS))
 
     def beside(self, heard: Heard, voices: NDArray[np.float32]) -> Evidence:
         """What is decoded, with these voices."""

@@ -168,6 +168,17 @@ def test_a_small_cluster_is_no_voice_and_its_pieces_go_to_the_nearest():
     assert len(voices_of(longer, labels, 0.9)) == 1  # the largest always is one
 
 
+@pytest.mark.parametrize(
+    ("seconds", "of", "voices"),
+    [(12, 400, 2), (8, 400, 1), (8, 100, 2), (4, 100, 1), (30, 2000, 1), (44, 2000, 2)],
+)
+def test_ten_seconds_are_a_voice_in_a_long_recording_too(seconds, of, voices):
+    """The share of the time that a voice needs falls to what ten seconds are, though not below a fiftieth."""
+    who = np.repeat(np.eye(2, dtype=np.float32), [of - seconds, seconds], axis=0)
+    cascade = plain_cascade(min_share=0.05)
+    assert len(cascade.voices(cascade.heard(as_counts(np.ones(2 * of, int), 3), who))) == voices
+
+
 def test_a_voice_is_the_mean_of_all_its_frames():
     """Pieces weigh as long as they are."""
     vectors = np.array([[1.0, 0.0], [0.8, 0.6]], np.float32)
