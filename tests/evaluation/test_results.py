@@ -98,6 +98,7 @@ def scores(**systems: np.ndarray) -> SimpleNamespace:
 def probe(gains: dict[str, float], protocol: str = "sound", features: tuple[str, ...] = ("mimi",)) -> Row:
     """A run whose systems tell same from different speakers by `gains` standard deviations."""
     run, found = facts("1.5", protocol, features, kind="probe"), scores()
+    run.runs[0].result["systems"] = gains
     noise = np.random.default_rng(0).normal(size=len(found.same))
     found.systems.update({name: noise + gain * found.same for name, gain in gains.items()})
     run.files.scores = lambda: found
