@@ -47,15 +47,16 @@ def spread(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns
     -------
-    dict : measure ("DER", or "EER" of the probe), values (by run), mean, min, max; of those the last three None where no
+    dict : measure ("DER", or "EER" of probe and proxy), values (by run), mean, min, max; of those the last three None where no
     run has a figure.
     """
     values: dict[str, float | None] = {}
     for name, result in results.items():
-        values[name] = result["systems"]["probe"]["eer"] if result["kind"] == "probe" else result["test"]["der"]
+        of_voices = "systems" in result  # the system that was fitted is called as its kind is
+        values[name] = result["systems"][result["kind"]]["eer"] if of_voices else result["test"]["der"]
     known = [value for value in values.values() if value is not None]
     return {
-        "measure": "EER" if any(result["kind"] == "probe" for result in results.values()) else "DER",
+        "measure": "EER" if any("systems" in result for result in results.values()) else "DER",
         "values": values,
         "mean": sum(known) / len(known) if known else None,
         "min": min(known, default=None),

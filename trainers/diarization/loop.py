@@ -111,7 +111,7 @@ class Training:
 
     def _step(self, batch: Batch) -> Tensor:
         config, state = self.config, self.state
-        _seed_step(config.seed, state.step, self.ranks.rank)
+        seed_torch(config.seed, state.step, self.ranks.rank)
         factor = learning_rate_factor(state.step + 1, config.warmup_steps)
         for group, facts in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = facts["lr"] * factor
@@ -212,7 +212,8 @@ def _seeded(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _seed_step(*key: int) -> None:
+def seed_torch(*key: int) -> None:
+    """Seed torch's global generators by all numbers of a key."""
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
 
 

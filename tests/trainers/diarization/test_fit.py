@@ -30,7 +30,7 @@ from trainers.diarization.data import CropSampler, FrameSource, windows
 from trainers.diarization.decode import FrameTally
 from trainers.diarization.evaluate import evaluate
 from trainers.diarization.fit import _notes, build, fit_diarizer
-from trainers.diarization.loop import Training, _seed_step, learning_rate_factor
+from trainers.diarization.loop import Training, learning_rate_factor, seed_torch
 from trainers.diarization.losses import hybrid_loss
 from trainers.diarization.models import Adapter
 from trainers.diarization.sessions import load_sessions
@@ -444,9 +444,9 @@ def test_each_draw_has_a_seed_of_its_own():
     """Initial weights, crops and dropout: of seed, of epoch or step, and dropout of the process too."""
     drawn = []
     for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
-        _seed_step(*key)
+        seed_torch(*key)
         drawn.append(torch.rand(4))
-        _seed_step(*key)
+        seed_torch(*key)
         assert torch.equal(torch.rand(4), drawn[-1])
     assert len({tuple(row.tolist()) for row in drawn}) == 4
 
@@ -620,6 +620,8 @@ def test_the_spread_of_probes_is_of_their_eer():
     assert spread(probes) == {
         **{"measure": "EER", "values": {"seed0": 0.3, "seed1": 0.1}, "mean": 0.2, "min": 0.1, "max": 0.3}
     }
+    proxies = {"seed0": {"kind": "proxy", "systems": {"raw": {"eer": 0.4}, "proxy": {"eer": 0.2}}}}
+    assert spread(proxies)["values"] == {"seed0": 0.2} and spread(proxies)["measure"] == "EER"
     silent = spread({"seed0": {"kind": "adapter", "test": {"der": None}}})
     assert (silent["measure"], silent["mean"], silent["max"]) == ("DER", None, None)
 
