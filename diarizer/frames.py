@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from diarizer.sound import Sound
 from featstore import FrameGrid, Store
 from featstore.extractors import Extractor
+from trainers.cascade.inputs import read
 
 PIECE_S, BEFORE_S, AFTER_S = 300.0, 20.0, 4.0
 
@@ -51,8 +52,7 @@ class StoredFrames:
         self.energy: NDArray[np.float32] | None = None
 
     def read(self, features: Sequence[str], start: int, stop: int) -> NDArray[np.float32]:
-        found = [self._store.frames(name, self._id, start, stop).astype(np.float32) for name in features]
-        return np.concatenate(found, axis=1)
+        return read(self._store, features, self._id, start, stop)
 
 
 class HeardFrames:

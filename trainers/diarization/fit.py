@@ -19,15 +19,12 @@ from trainers.diarization.config import DiarizationConfig, FrozenConfig, Unfreez
 from trainers.diarization.data import Crop, FrameSource, Source, windows
 from trainers.diarization.evaluate import evaluate
 from trainers.diarization.loop import Training
-from trainers.diarization.models import Adapter, count_parameters
+from trainers.diarization.models import Adapter, adapter_sizes, count_parameters
 from trainers.diarization.sessions import Session, Sessions, load_sessions
 from trainers.diarization.whole import WholeHead, measure_whole
 from trainers.progress import Progress, Unseen
 from trainers.runs import Run
 from trainers.scale import scale_of
-
-#: The settings that an `Adapter` is made of.
-_ADAPTER = "speakers width layers heads ffn dropout channel_dropout input_dropout conv_frames token_frames".split()
 
 
 def fit_diarizer(
@@ -86,7 +83,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         length = max(1, round(config.crop_s / sessions.grid.step_s))
-        sizes = {key: getattr(config, key) for key in _ADAPTER}
+        sizes = adapter_sizes(config)
         if isinstance(config, UnfreezeConfig):
             from trainers.diarization.unfreeze import AudioSource, UnfrozenMimi
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainers.diarization.config import DiarizationConfig
 from trainers.scale import OneScale
 
 
@@ -69,6 +72,11 @@ class Adapter(nn.Module):
         x = x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype)
         x = self.head(self.encoder(x, src_key_padding_mask=None if mask is None else ~mask))
         return x.unflatten(2, (self.token_frames, self.speakers)).flatten(1, 2)[:, : features.shape[1]]
+
+
+def adapter_sizes(config: DiarizationConfig) -> dict[str, Any]:
+    """What an `Adapter` of these settings is made of, but for the dimension of what it takes."""
+    return {name: getattr(config, name) for name in inspect.signature(Adapter).parameters if name != "dim"}
 
 
 class _ChannelDropout(nn.Dropout1d):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -22,7 +21,7 @@ from trainers.cascade.inputs import Read, read
 from trainers.cascade.measuring import Truth, summed
 from trainers.checkpoint import load_best
 from trainers.diarization.config import DiarizationConfig
-from trainers.diarization.models import Adapter
+from trainers.diarization.models import Adapter, adapter_sizes
 from trainers.diarization.sessions import Session
 from trainers.diarization.stitch import Heard, join, single_of, sound_of, starts_of, stitch
 from trainers.runs import Run
@@ -73,11 +72,16 @@ class WholeHead:
 
     def hear(self, read: Read, num_frames: int, who: str) -> Heard:
         """What the head hears in overlapping windows; `who` is the feature that says who."""
+        return self.hear_by(read, num_frames, (who,))[who]
+
+    def hear_by(self, read: Read, num_frames: int, whos: Sequence[str]) -> dict[str, Heard]:
+        """`hear` by each of several features that may say who: what the head says is the same, and asked for once."""
         starts = starts_of(num_frames, self.length, max(1, self.length // OVERLAPS))
         activity = np.zeros((len(starts), self.length, self.config.speakers), np.float32)
-        vectors, alone = [], np.zeros((len(starts), self.config.speakers), np.int64)
-        columns = self._columns(who)
-        sounds = np.zeros((num_frames, columns.stop - columns.start), np.float32)
+        alone = np.zeros((len(starts), self.config.speakers), np.int64)
+        columns = {who: self._columns(who) for who in whos}
+        vectors: dict[str, list[NDArray[np.float32]]] = {who: [] for who in whos}
+        sounds = {who: np.zeros((num_frames, of.stop - of.start), np.float32) for who, of in columns.items()}
         for first in range(0, len(starts), _BATCH):
             here = starts[first : first + _BATCH].tolist()
             frames = np.zeros((len(here), self.length, sum(self.dims.values())), np.float32)
@@ -86,13 +90,18 @@ class WholeHead:
                 row[:real] = read(self.config.features, start, start + real)
             found = activities(self.model, frames, real, self.device)
             activity[first : first + len(here), :real] = found[:, :real]
-            for k, window in enumerate(unit(self._scaled(frames)[:, :real, columns]), first):
-                sounds[starts[k] : starts[k] + real] = window
-                told, alone[k] = sound_of(activity[k, :real], window)
-                vectors.append(told)
+            scaled = self._scaled(frames)[:, :real]
+            for who, of in columns.items():
+                for k, window in enumerate(unit(scaled[:, :, of]), first):
+                    sounds[who][starts[k] : starts[k] + real] = window
+                    told, alone[k] = sound_of(activity[k, :real], window)
+                    vectors[who].append(told)
         single = single_of(starts, activity, num_frames)
         sizes = max(1, round(_PIECE_S / self.grid.step_s)), round(_EDGE_S / self.grid.step_s)
-        return Heard(starts, activity, np.stack(vectors), alone, num_frames, pieces_of(sounds, single, *sizes))
+        return {
+            who: Heard(starts, activity, np.stack(vectors[who]), alone, num_frames, pieces_of(heard, single, *sizes))
+            for who, heard in sounds.items()
+        }
 
     def active(
         self, heard: Heard, how: Stitching, limits: Limits = ANY
@@ -143,8 +152,7 @@ def load_head(run: Run[Any], device: torch.device) -> WholeHead:
     """
     config = run.config
     dims = {name: run.features[name].dim for name in config.features}
-    sizes = [name for name in inspect.signature(Adapter).parameters if name != "dim"]
-    model = Adapter(sum(dims.values()), **{name: getattr(config, name) for name in sizes})
+    model = Adapter(sum(dims.values()), **adapter_sizes(config))
     load_best(run, model)
     return WholeHead(model.to(device), config, run.features[config.features[0]].grid, dims, device)
 
@@ -172,7 +180,7 @@ def measure_whole(
     """
     best, figures = choose(head, store, dev)
     truth = Truth(test, head.grid)
-    turns = [head.turns(head.active(_listen(head, store, s, best.who), best)[0]) for s in test]
+    turns = [head.turns(head.active(_listen(head, store, s, (best.who,))[best.who], best)[0]) for s in test]
     errors = truth.score(turns)
     return {
         "whole": summed(errors).to_json() | {"recordings": {name: e.to_json() for name, e in errors.items()}},
@@ -180,8 +188,10 @@ def measure_whole(
     }
 
 
-def _listen(head: WholeHead, store: Store, session: Session, who: str) -> Heard:
-    return head.hear(lambda names, start, stop: read(store, names, session.id, start, stop), session.num_frames, who)
+def _listen(head: WholeHead, store: Store, session: Session, whos: Sequence[str]) -> dict[str, Heard]:
+    return head.hear_by(
+        lambda names, start, stop: read(store, names, session.id, start, stop), session.num_frames, whos
+    )
 
 
 def choose(head: WholeHead, store: Store, dev: Sequence[Session]) -> tuple[Stitching, dict[str, Any]]:
@@ -193,7 +203,8 @@ def choose(head: WholeHead, store: Store, dev: Sequence[Session]) -> tuple[Stitc
     truth = Truth(dev, head.grid)
     config = head.config
     middle = config.thresholds[len(config.thresholds) // 2], config.medians[len(config.medians) // 2]
-    heard_by = {who: [_listen(head, store, session, who) for session in dev] for who in config.features}
+    listened = [_listen(head, store, session, config.features) for session in dev]
+    heard_by = {who: [each[who] for each in listened] for who in config.features}
     rows: list[tuple[float, Stitching]] = []
     for who, heard in heard_by.items():
         for share in _SHARES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,9 +150,13 @@ def _yardsticks(store: Store, data: ProxyData) -> dict[str, NDArray[np.float32]]
     """Means of other features of the same audio, where the store has them."""
     found: dict[str, NDArray[np.float32]] = {}
     for feature in ("mimi", "titanet"):
-        if feature in store.features and all(id in store.index(feature).rows for id in data.test.ids):
+        if _held(store, feature, data.test.ids):
             found[feature] = store.pooled(feature, data.test.ids)
     return found
+
+
+def _held(store: Store, feature: str, ids: Sequence[str]) -> bool:
+    return feature in store.features and all(id in store.index(feature).rows for id in ids)
 
 
 def _published(
@@ -169,7 +173,7 @@ def _published(
         "proxy": embed(proxy, both.codes, device),
         "random vectors": np.random.default_rng(seed).standard_normal((len(both.ids), proxy.size)),
     }
-    if "titanet" in store.features and all(id in store.index("titanet").rows for id in both.ids):
+    if _held(store, "titanet", both.ids):
         rows["titanet"] = store.pooled("titanet", both.ids)
     told = {}
     for name, vectors in rows.items():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from evaluation.runs import LAST
 from evaluation.verification import det_curve
 from trainers.checkpoint import load_optimizer, optimizer_tensors
+from trainers.diarization.loop import seed_torch
 from trainers.progress import Progress
 from trainers.proxy.config import ProxyConfig
 from trainers.proxy.data import Crops, ProxyData, Voices
@@ -250,5 +251,5 @@ def _rate(step: int, steps: int) -> float:
 @contextmanager
 def _seeded(*key: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+        seed_torch(*key)
         yield
