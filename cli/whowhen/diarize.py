@@ -1,4 +1,4 @@
-"""The ``whowhen`` command: a trained run put to use."""
+"""``whowhen diarize``: whole recordings."""
 
 from __future__ import annotations
 
@@ -11,27 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.errors import going_on_later, user_errors
-from cli.options import CONTEXT, VersionOption
+from cli.whowhen.options import DeviceOption, EnrolOption, RunOption, WeightsOption, opened
 
 if TYPE_CHECKING:
     from diarizer.diarizer import Diarizer
     from diarizer.jobs import Outcome
 
-app = typer.Typer(
-    no_args_is_help=True,
-    context_settings=CONTEXT,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
 
-
-@app.callback()
-def main(version: VersionOption = False) -> None:
-    """Who spoke when, in recordings."""
-
-
-@app.command()
 @user_errors()
 def diarize(
     audio: Annotated[
@@ -41,9 +27,7 @@ def diarize(
             help="Files, patterns, folders, NeMo manifests (.jsonl), or - for standard input; with --store, ids or patterns.",
         ),
     ] = None,
-    run: Annotated[
-        Path | None, typer.Option(help="Folder of a trained run \\[a small one on demo weights that comes along].")
-    ] = None,
+    run: RunOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for RTTM, JSON and page of each recording \\[whowhen-out].")
     ] = None,
@@ -54,15 +38,9 @@ def diarize(
     speakers: Annotated[int | None, typer.Option(help="How many speak \\[found out].")] = None,
     min_speakers: Annotated[int | None, typer.Option(help="At least so many.")] = None,
     max_speakers: Annotated[int | None, typer.Option(help="At most so many.")] = None,
-    enrol: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=AUDIO", help="A known voice: 10 s or more of that person alone; may be repeated."),
-    ] = None,
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(metavar="[FEATURE=]PATH", help="Where an encoder's weights lie now; may be repeated."),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps \\[auto].")] = None,
+    enrol: EnrolOption = None,
+    weights: WeightsOption = None,
+    device: DeviceOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")
     ] = False,
@@ -84,49 +62,26 @@ def diarize(
     """
     import tempfile
 
-    import diarizer
     import featstore
     from cli.progress import bar
     from diarizer.inputs import recordings_of, stored
     from diarizer.jobs import diarize_all
 
-    opened = featstore.open(store) if store else None
-    if not audio and opened is None:
+    held = featstore.open(store) if store else None
+    if not audio and held is None:
         raise ValueError("nothing to diarize: name audio files, folders, manifests or -, or a --store")
     folder = out or Path("whowhen-out")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as temporary, going_on_later():
-        recordings = stored(opened, audio or []) if opened else recordings_of(audio or [], Path(temporary))
-        moved = _weights(weights)
-        made = diarizer.load(run, weights=moved, device=device or "auto")
-        for warning in made.warnings:
-            print(f"WARNING {warning}", file=sys.stderr)
-        for pair in enrol or []:
-            name, equals, path = pair.partition("=")
-            if not equals or not name.strip() or not path:
-                raise ValueError(f"--enrol: expected NAME=AUDIO, found {pair!r}")
-            if name.strip() in made.voices:
-                raise ValueError(
-                    f"--enrol: {name.strip()!r} is named twice; join that person's recordings into one file"
-                )
-            made.enrol(name.strip(), path)
+        recordings = stored(held, audio or []) if held else recordings_of(audio or [], Path(temporary))
+        made = opened(run, weights, device, enrol)
         limits = {"speakers": speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
         many = f"{len(recordings)} recording{'' if len(recordings) == 1 else 's'}"
         with bar(f"diarize {many}") as shown:
-            outcome = diarize_all(made, recordings, folder, store=opened, limits=limits, shown=shown.update)
+            outcome = diarize_all(made, recordings, folder, store=held, limits=limits, shown=shown.update)
     _show(outcome, made, folder, as_json)
     if outcome.failed:
         raise SystemExit(1)
-
-
-def _weights(pairs: list[str] | None) -> dict[str, str]:
-    moved = {}
-    for pair in pairs or []:
-        feature, equals, path = pair.partition("=")
-        if not equals or not feature or not path:
-            raise ValueError(f"--weights: expected FEATURE=PATH (such as mimi=tokenizer.safetensors), found {pair!r}")
-        moved[feature] = path
-    return moved
 
 
 def _show(outcome: Outcome, made: Diarizer, out: Path, as_json: bool) -> None:
@@ -151,7 +106,3 @@ def _show(outcome: Outcome, made: Diarizer, out: Path, as_json: bool) -> None:
             print(f"{outcome.audio_s:.0f} s of audio in {outcome.seconds:.1f} s, {outcome.speed:.1f} × real time")
     for name, why in outcome.failed.items():
         print(f"failed: {name}: {why}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    app()

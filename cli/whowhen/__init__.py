@@ -1,0 +1,25 @@
+"""``whowhen``: a trained run put to use."""
+
+from __future__ import annotations
+
+import typer
+
+from cli.options import CONTEXT, VersionOption
+from cli.whowhen import diarize
+
+app = typer.Typer(
+    no_args_is_help=True,
+    context_settings=CONTEXT,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def main(version: VersionOption = False) -> None:
+    """Who spoke when, in recordings."""
+
+
+for command in (diarize.diarize,):
+    app.command()(command)

@@ -1,0 +1,53 @@
+"""What several commands ask for in the same words: a run, its encoders' weights, a device, known voices."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from diarizer.diarizer import Diarizer
+
+RunOption = Annotated[
+    Path | None, typer.Option(help="Folder of a trained run \\[a small one on demo weights that comes along].")
+]
+EnrolOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=AUDIO", help="A known voice: 10 s or more of that person alone; may be repeated."),
+]
+WeightsOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="[FEATURE=]PATH", help="Where an encoder's weights lie now; may be repeated."),
+]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps \\[auto].")]
+
+
+def opened(run: Path | None, weights: list[str] | None, device: str | None, enrol: list[str] | None) -> Diarizer:
+    """The run that these options say, its voices enrolled; its warnings go to stderr.
+
+    Raises
+    ------
+    ValueError : a pair without ``=``, a name twice; like `diarizer.load` and `Diarizer.enrol`.
+    """
+    import diarizer
+
+    moved = {}
+    for pair in weights or []:
+        feature, equals, path = pair.partition("=")
+        if not equals or not feature or not path:
+            raise ValueError(f"--weights: expected FEATURE=PATH (such as mimi=tokenizer.safetensors), found {pair!r}")
+        moved[feature] = path
+    made = diarizer.load(run, weights=moved, device=device or "auto")
+    for warning in made.warnings:
+        print(f"WARNING {warning}", file=sys.stderr)
+    for pair in enrol or []:
+        name, equals, path = pair.partition("=")
+        if not equals or not name.strip() or not path:
+            raise ValueError(f"--enrol: expected NAME=AUDIO, found {pair!r}")
+        if name.strip() in made.voices:
+            raise ValueError(f"--enrol: {name.strip()!r} is named twice; join that person's recordings into one file")
+        made.enrol(name.strip(), path)
+    return made
