@@ -26,6 +26,7 @@ def mix(
     samples: int,
     others: Sequence[Utterance],
     failures: list[dict[str, str]],
+    tracks: dict[str, NDArray[np.float32]] | None = None,
 ) -> tuple[NDArray[np.float32], list[Turn], dict[str, Any]]:
     """Mix a session.
 
@@ -33,6 +34,8 @@ def mix(
     ----------
     others : what may babble: utterances of speakers that are not in the session.
     failures : noise that could not be used is appended, as ``{"id": …, "error": …}``.
+    tracks : filled with each voice alone, as it is in the mixture: in the room, at its level, before band limit and codec.
+        With the noise they add up to what the channel was given.
 
     Returns
     -------
@@ -60,7 +63,8 @@ def mix(
         sound = sound[max(-first, 0) :]
         first = max(first, 0)
         sound = sound[: max(samples - first, 0)]
-        session[first : first + len(sound)] += sound * np.float32(gains[name])
+        for out in (session,) if tracks is None else (session, tracks.setdefault(name, np.zeros_like(session))):
+            out[first : first + len(sound)] += sound * np.float32(gains[name])
         spans[name] += [(start_s + a, min(start_s + b, samples / rate)) for a, b in piece.segments.tolist()]
     turns = [Turn(a, b, name) for name in names for a, b in merge(spans[name], recipe.pause_s) if b - a >= 0.001]
     if recipe.noise_snr_db is not None:
@@ -73,7 +77,7 @@ def mix(
         power = _power_of_speech(session, turns, rate)
         if found := add_noise(session, power, recipe.noise, noise_rng, rate, others, failures):
             facts["noise"] = found
-    session, transmitted = _transmitted(session, recipe, channel_rng)
+    session, transmitted = _transmitted(session, recipe, channel_rng, list((tracks or {}).values()))
     return session, sorted(turns, key=lambda turn: (turn.start_s, turn.end_s)), facts | transmitted
 
 
@@ -93,7 +97,7 @@ def _power_of_speech(session: NDArray[np.float32], turns: Sequence[Turn], rate: 
 
 
 def _transmitted(
-    session: NDArray[np.float32], recipe: Recipe, rng: np.random.Generator
+    session: NDArray[np.float32], recipe: Recipe, rng: np.random.Generator, tracks: Sequence[NDArray[np.float32]]
 ) -> tuple[NDArray[np.float32], dict[str, Any]]:
     facts: dict[str, Any] = {}
     codec = "none"
@@ -103,10 +107,13 @@ def _transmitted(
         facts["channel"] = {"band_hz": [low_hz, min(high_hz, recipe.sample_rate_hz / 2)], "codec": codec}
         session = band_limited(session, recipe.sample_rate_hz, low_hz, high_hz)
     if recipe.level_db is not None and session.any():
-        session *= np.float32(10 ** (rng.uniform(*recipe.level_db) / 20) / np.sqrt(energy(session) / len(session)))
-    peak = float(np.abs(session).max(initial=0))
+        gain = np.float32(10 ** (rng.uniform(*recipe.level_db) / 20) / np.sqrt(energy(session) / len(session)))
+        for wave in (session, *tracks):
+            wave *= gain
+    peak = max(float(np.abs(wave).max(initial=0)) for wave in (session, *tracks))
     if peak > _PEAK:
-        session *= np.float32(_PEAK / peak)
+        for wave in (session, *tracks):
+            wave *= np.float32(_PEAK / peak)
     session = coded(session, recipe.sample_rate_hz, codec)
     if not recipe.is_dry:
         facts["level_db"] = round(10 * float(np.log10(max(energy(session) / len(session), 1e-12))), 2)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,11 @@ def scene_path(out: Path, session: str) -> Path:
     return out / "scenes" / f"{session}.json"
 
 
+def track_path(out: Path, session: str, number: int, recipe: Recipe) -> Path:
+    """Where a mixture's voices are, one by one, in the order of its scene."""
+    return out / "tracks" / session / f"{number}.{recipe.audio_format}"
+
+
 def finish(
     out: Path,
     recipe: Recipe,
@@ -118,27 +123,29 @@ def finish(
         if recipe.absence_s is not None:
             asked_to_return += len(speakers) // 2
             returned += sum(_longest_gap_s(turns, speaker) >= recipe.absence_s[0] - 0.001 for speaker in speakers)
-        if not recipe.is_dry:
+        if recipe.has_scenes:
             scenes.append(json.loads(scene_path(out, rttm_path.stem).read_text(encoding="utf-8")))
-        if recipe.layout == "pair" and len(speakers) == 2:
+        if recipe.layout != "conversation" and len(speakers) > 1:
             shares.append(_overlap_of_shorter(turns))
         row = {"audio_filepath": audio_path.relative_to(out).as_posix(), "offset": 0.0, "duration": duration_s}
         row |= {"label": "infer", "text": "-", "num_speakers": len(speakers), "split": split}
         row |= {"rttm_filepath": rttm_path.relative_to(out).as_posix()}
         rows.append(row | {"session_id": rttm_path.stem, "uniq_id": rttm_path.stem})
+        if recipe.layout == "mix":
+            rows += _tracks(out, recipe, rttm_path.stem, split, duration_s, scenes[-1]["voices"])
     write_atomically(out / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     speech_s, overlap_s, silence_s, total_s = sums.tolist()
-    pair = recipe.layout == "pair"
+    talk = recipe.layout == "conversation"
     return SimulationReport(
         recipe=recipe.name,
         out_dir=str(out),
-        sessions=len(rows),
+        sessions=sum("rttm_filepath" in row for row in rows),  # not their tracks
         made_now=made_now,
         speakers=len(names),
         hours=total_s / 3600,
         asked_overlap=sum(recipe.overlap) / 2,
-        got_overlap=float(np.mean(shares)) if shares else overlap_s / speech_s if speech_s and not pair else 0.0,
-        asked_silence=None if pair else sum(recipe.silence) / 2,
+        got_overlap=float(np.mean(shares)) if shares else overlap_s / speech_s if speech_s and talk else 0.0,
+        asked_silence=sum(recipe.silence) / 2 if talk else None,
         got_silence=silence_s / total_s if total_s else 0.0,
         left_out=left_out,
         failures=failures,
@@ -147,6 +154,22 @@ def finish(
         returned=None if recipe.absence_s is None else returned,
         **_of_scenes(recipe, scenes),
     )
+
+
+def _tracks(
+    out: Path, recipe: Recipe, session: str, split: str, duration_s: float, voices: Sequence[dict[str, str]]
+) -> Iterator[dict[str, Any]]:
+    """A mixture's voices as lines of the manifest: of its recording, called by it and by the utterance that was cut."""
+    for number, voice in enumerate(voices):
+        yield {
+            "audio_filepath": track_path(out, session, number, recipe).relative_to(out).as_posix(),
+            "offset": 0.0,
+            "duration": duration_s,
+            "speaker": voice["speaker"],
+            "split": split,
+            "session_id": session,
+            "utt_id": f"{session}/{voice['utterance']}",
+        }
 
 
 def _of_scenes(recipe: Recipe, scenes: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -173,9 +196,9 @@ def _longest_gap_s(turns: Sequence[Turn], speaker: str) -> float:
 
 
 def _overlap_of_shorter(turns: Sequence[Turn]) -> float:
+    """What two voices share / the shorter of them; of several, of those two that share least."""
     spans: dict[str, tuple[float, float]] = {}
     for turn in turns:
         start, end = spans.get(turn.speaker, (turn.start_s, turn.end_s))
         spans[turn.speaker] = min(start, turn.start_s), max(end, turn.end_s)
-    (a, b), (c, d) = spans.values()
-    return (min(b, d) - max(a, c)) / min(b - a, d - c)
+    return min((min(b, d) - max(a, c)) / min(b - a, d - c) for (a, b), (c, d) in combinations(spans.values(), 2))

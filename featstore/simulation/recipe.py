@@ -151,15 +151,18 @@ class Recipe:
     speakers: Range[Count] = Field(description="number of speakers in a session, drawn evenly from the range")
     overlap: Range[_Share] = Field(
         description="layout conversation: time in which two speak / time in which anybody speaks (NeMo's definition), "
-        "at most 0.5; layout pair: length of the overlap / length of the shorter of the two utterances"
+        "at most 0.5; layout pair: length of the overlap / length of the shorter of the two utterances; layout mix: of "
+        "any two voices"
     )
     # Not for layout "pair", whose sessions are as long as their speech.
-    duration_s: Range[Positive] | None = Field(None, description="of a session of layout conversation")
+    duration_s: Range[Positive] | None = Field(None, description="of a session of layout conversation or mix")
     silence: Range[Annotated[float, Field(ge=0, le=0.9)]] = Field(
         (0.15, 0.15), description="time in which nobody speaks / session; pauses inside utterances count"
     )
-    layout: Literal["conversation", "pair"] = Field(
-        "conversation", description="pair: one utterance each of two speakers, the second begins before the first ends"
+    layout: Literal["conversation", "pair", "mix"] = Field(
+        "conversation",
+        description="pair: one utterance each of two speakers, the second begins before the first ends; mix: a cut of one "
+        "utterance each of all speakers, over one another, and each voice's own track beside the mixture",
     )
     # The next two: NeMo's defaults.
     turn_prob: _Share = Field(0.875, description="probability that another speaker goes on after a sentence")
@@ -196,9 +199,10 @@ class Recipe:
         if self.channel is not None and any(low >= half_hz for low, _ in self.channel.bands_hz):
             raise ValueError(f"[channel] bands_hz must begin below {half_hz:g} Hz, half of sample_rate_hz")
         need(self.noise is None or self.noise_snr_db is None, "noise_snr_db", "left out where there is [noise]")
-        if self.layout == "pair":
-            need(self.speakers == (2, 2), "speakers", '2 where layout is "pair"')
-            need(self.absence_s is None, "absence_s", 'left out where layout is "pair"')
+        if self.layout != "conversation":
+            need(self.layout != "pair" or self.speakers == (2, 2), "speakers", '2 where layout is "pair"')
+            need(self.layout != "mix" or self.duration_s is not None, "duration_s", 'given where layout is "mix"')
+            need(self.absence_s is None, "absence_s", f'left out where layout is "{self.layout}"')
         else:
             need(self.overlap[1] <= 0.5, "overlap", '0 to 0.5 where layout is "conversation"')
             need(self.duration_s is not None, "duration_s", 'given where layout is "conversation"')
@@ -214,6 +218,11 @@ class Recipe:
     def is_dry(self) -> bool:
         """Whether nothing but voices and `noise_snr_db` is asked for."""
         return self.rooms is None and self.noise is None and self.channel is None and self.level_db is None
+
+    @property
+    def has_scenes(self) -> bool:
+        """Whether each session has a file that says what was drawn for it."""
+        return not self.is_dry or self.layout == "mix"
 
 
 def recipe_of(where: str, values: Mapping[str, Any]) -> Recipe:

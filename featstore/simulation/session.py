@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from featstore.corpora import audio
 from featstore.simulation.mix import Placed, mix
 from featstore.simulation.recipe import Recipe
-from featstore.simulation.speech import PAD_S, Piece, cut, speech_and_overlap_s
+from featstore.simulation.speech import PAD_S, Piece, crop, cut, speech_and_overlap_s
 from featstore.types import Turn, Utterance
 
 _BACK_BY = 0.85  # of the session: who was away has time left to speak again
+_CROPS = 4  # places of an utterance that are looked at for a mixture; the one with most speech is taken
 
 
 class _Source:
@@ -40,6 +41,7 @@ class _Source:
         self.rng = np.random.default_rng(rng.integers(2**63))  # of its own: how often it is asked changes nothing else
         self.order: deque[Utterance] = deque()
         self.pieces: deque[Piece] = deque()
+        self.utterance = ""  # that the last piece is of
 
     def next(self) -> Piece:
         """Raises ValueError where no utterance of the speaker can be used."""
@@ -49,6 +51,7 @@ class _Source:
             if not self.order:
                 self.order.extend(self.utterances[k] for k in self.rng.permutation(len(self.utterances)))
             utterance = self.order.popleft()
+            self.utterance = utterance.id
             try:
                 self.pieces.extend(cut(audio.load(utterance, self.recipe.sample_rate_hz), self.recipe))
             except (ValueError, OSError, RuntimeError) as error:  # soundfile raises RuntimeErrors
@@ -58,7 +61,11 @@ class _Source:
 
 
 def make_session(
-    speakers: dict[str, list[Utterance]], recipe: Recipe, rng: np.random.Generator, failures: list[dict[str, str]]
+    speakers: dict[str, list[Utterance]],
+    recipe: Recipe,
+    rng: np.random.Generator,
+    failures: list[dict[str, str]],
+    tracks: dict[str, NDArray[np.float32]] | None = None,
 ) -> tuple[NDArray[np.float32], list[Turn], dict[str, Any]]:
     """Draw, place and mix one session.
 
@@ -66,10 +73,12 @@ def make_session(
     ----------
     speakers : speaker → utterances; at least as many as the recipe's sessions have.
     failures : utterances that could not be used are appended, as ``{"id": …, "error": …}``.
+    tracks : filled with each voice's own, by speaker (see `mix`).
 
     Returns
     -------
-    samples at the recipe's rate, shape ``(samples,)``; the turns by time; what was drawn and measured (see `mix`).
+    samples at the recipe's rate, shape ``(samples,)``; the turns by time; what was drawn and measured (see `mix`), and of a
+    mixture ``voices``: speaker and utterance of each.
 
     Raises
     ------
@@ -84,11 +93,15 @@ def make_session(
     if recipe.layout == "pair":
         placed, length_s = _pair(sources, recipe, rng)
     else:
-        assert recipe.duration_s is not None  # no recipe of a conversation is without
+        assert recipe.duration_s is not None  # no recipe of a conversation or mixture is without
         length_s = float(rng.uniform(*recipe.duration_s))
-        placed = _conversation(sources, recipe, rng, length_s)
+        place = _mixture if recipe.layout == "mix" else _conversation
+        placed = place(sources, recipe, rng, length_s)
     others = [u for name, found in speakers.items() if name not in sources for u in found]
-    return mix(placed, recipe, rng, round(length_s * recipe.sample_rate_hz), others, failures)
+    wave, turns, facts = mix(placed, recipe, rng, round(length_s * recipe.sample_rate_hz), others, failures, tracks)
+    if recipe.layout == "mix":
+        facts["voices"] = [{"speaker": name, "utterance": source.utterance} for name, source in sources.items()]
+    return wave, turns, facts
 
 
 def _pair(sources: dict[str, _Source], recipe: Recipe, rng: np.random.Generator) -> tuple[list[Placed], float]:
@@ -97,6 +110,24 @@ def _pair(sources: dict[str, _Source], recipe: Recipe, rng: np.random.Generator)
     start_s = PAD_S
     second_start_s = start_s + first.length_s - shared_s
     return [(start_s, a, first), (second_start_s, b, second)], second_start_s + second.length_s + PAD_S
+
+
+def _mixture(sources: dict[str, _Source], recipe: Recipe, rng: np.random.Generator, length_s: float) -> list[Placed]:
+    """A cut of each voice, all as long; the first begins and the last ends the mixture, the others lie between.
+
+    Cuts of ``length / (2 - overlap)`` make the first and the last share `overlap` of theirs, and any other two more. A shorter
+    utterance is heard whole, and shares as much of itself.
+    """
+    own_s = length_s / (2 - float(rng.uniform(*recipe.overlap))) if len(sources) > 1 else length_s
+    starts_s = (length_s - own_s) * np.array([0.0, *rng.uniform(0, 1, max(len(sources) - 2, 0)), 1.0])
+    placed = []
+    for start_s, (name, source) in zip(starts_s.tolist(), sources.items(), strict=False):
+        whole = source.next()
+        # The first of all places has speech in any case.
+        firsts_s = [*rng.uniform(0, max(whole.length_s - own_s, 0), _CROPS).tolist(), 0.0]
+        pieces = [crop(whole, first_s, own_s, recipe.sample_rate_hz) for first_s in firsts_s]
+        placed.append((start_s, name, max(pieces, key=lambda piece: piece.speech_s)))
+    return placed
 
 
 def _conversation(

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featstore.corpora.manifest import check_disjoint, read_manifest
 from featstore.corpora.rttm import write_rttm
 from featstore.files import write_atomically
 from featstore.simulation.audio_out import write_audio
-from featstore.simulation.outcome import SimulationReport, finish, scene_path
+from featstore.simulation.outcome import SimulationReport, finish, scene_path, track_path
 from featstore.simulation.recipe import SAFE_NAME, Recipe, is_count, recipe_of
 from featstore.simulation.rooms import check_rooms
 from featstore.simulation.session import make_session
@@ -41,7 +42,8 @@ def simulate(
 ) -> SimulationReport:
     """Make sessions: ``audio/ID.flac``, ``rttm/ID.rttm`` and, last, ``manifest.jsonl`` in NeMo's diarization style.
 
-    Where rooms, noise, channels or levels are asked for, ``scenes/ID.json`` says what was drawn and measured.
+    Where rooms, noise, channels or levels are asked for, ``scenes/ID.json`` says what was drawn and measured. Of mixtures
+    (layout "mix") each voice has a file of its own in ``tracks/ID/`` and is an utterance in the manifest.
 
     Session ``k`` is drawn from ``(seed, recipe's name, split, k)`` alone: the number of workers, and what was made
     before, change nothing. A session whose RTTM is there is finished and is not made again, so a run that was
@@ -159,7 +161,7 @@ def _claim(out: Path, recipe: Recipe, seed: int, by_split: dict[str, _BySpeaker]
         if settings[table] and settings[table][key]:
             settings[table][key] = Path(settings[table][key]).name  # the folder may move; `beside` is what is in it
     mine = json.loads(json.dumps({"recipe": settings, "seed": seed, "sources_sha256": sources}))
-    for folder in ("audio", "rttm", *([] if recipe.is_dry else ["scenes"])):
+    for folder in ("audio", "rttm", *(["scenes"] if recipe.has_scenes else [])):
         (out / folder).mkdir(parents=True, exist_ok=True)
     path = out / "simulation.json"
     try:
@@ -193,7 +195,7 @@ def _paths(out: Path, recipe: Recipe, split: str, index: int) -> tuple[Path, Pat
 
 def _is_made(out: Path, recipe: Recipe, split: str, index: int) -> bool:
     audio, rttm = _paths(out, recipe, split, index)
-    return audio.exists() and rttm.exists() and (recipe.is_dry or scene_path(out, rttm.stem).exists())
+    return audio.exists() and rttm.exists() and (not recipe.has_scenes or scene_path(out, rttm.stem).exists())
 
 
 def _read_failures(path: Path) -> list[dict[str, str]]:
@@ -240,12 +242,17 @@ def _make(
     failures: list[dict[str, str]] = []
     # zlib.crc32, since Python's own hash of a str differs from run to run
     rng = np.random.default_rng([seed, zlib.crc32(f"{recipe.name}/{split}".encode()), index])
+    tracks: dict[str, NDArray[np.float32]] | None = {} if recipe.layout == "mix" else None
     try:
-        wave, turns, facts = make_session(by_split[split], recipe, rng, failures)
+        wave, turns, facts = make_session(by_split[split], recipe, rng, failures, tracks)
     except ValueError as error:
         return 0.0, [*failures, {"id": rttm_path.stem, "error": str(error)}]
     write_audio(audio_path, wave, recipe.sample_rate_hz, recipe.audio_format)
-    if not recipe.is_dry:
+    for number, track in enumerate((tracks or {}).values()):
+        path = track_path(out, rttm_path.stem, number, recipe)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_audio(path, track, recipe.sample_rate_hz, recipe.audio_format)
+    if recipe.has_scenes:
         write_atomically(scene_path(out, rttm_path.stem), (json.dumps(facts) + "\n").encode())
     temporary = rttm_path.with_name(f".{rttm_path.name}.{os.getpid()}.tmp")
     write_rttm(temporary, {rttm_path.stem: turns})

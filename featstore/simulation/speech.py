@@ -102,7 +102,7 @@ class Piece(NamedTuple):
 
 
 def cut(wave: NDArray[np.float32], recipe: Recipe) -> list[Piece]:
-    """An utterance as pieces of at most `max_turn_s` (its upper end), cut at pauses (at none where a pair is made).
+    """An utterance as pieces of at most `max_turn_s` (its upper end), cut at pauses (at none for pairs and mixtures).
 
     Raises
     ------
@@ -117,7 +117,7 @@ def cut(wave: NDArray[np.float32], recipe: Recipe) -> list[Piece]:
     wave = wave * np.float32(10 ** (SPEECH_LEVEL_DB / 20) / rms)
     groups = [[0]]
     for k in range(1, len(segments)):
-        if recipe.layout == "pair" or segments[k, 1] - segments[groups[-1][0], 0] <= recipe.max_turn_s[1]:
+        if recipe.layout != "conversation" or segments[k, 1] - segments[groups[-1][0], 0] <= recipe.max_turn_s[1]:
             groups[-1].append(k)
         else:
             groups.append([k])
@@ -125,9 +125,21 @@ def cut(wave: NDArray[np.float32], recipe: Recipe) -> list[Piece]:
     for group in groups:
         start_s, end_s = segments[group[0], 0], segments[group[-1], 1]
         first, last = max(round((start_s - PAD_S) * rate), 0), min(round((end_s + PAD_S) * rate), len(wave))
-        sound = wave[first:last].copy()
-        fade = np.linspace(0, 1, min(round(PAD_S * rate), len(sound) // 2), dtype=np.float32)
-        sound[: len(fade)] *= fade
-        sound[len(sound) - len(fade) :] *= fade[::-1]
-        pieces.append(Piece(sound, start_s - first / rate, segments[group] - start_s))
+        pieces.append(Piece(_faded(wave[first:last], rate), start_s - first / rate, segments[group] - start_s))
     return pieces
+
+
+def crop(piece: Piece, first_s: float, length_s: float, sample_rate_hz: int) -> Piece:
+    """What is heard of a piece from `first_s` on for `length_s`; its times are from there on. May be without speech."""
+    first = round((piece.lead_s + first_s) * sample_rate_hz)
+    sound = _faded(piece.wave[first : first + round(length_s * sample_rate_hz)], sample_rate_hz)
+    segments = np.clip(piece.segments - first_s, 0, length_s)
+    return Piece(sound, 0.0, segments[segments[:, 1] - segments[:, 0] >= _MIN_SPEECH_S])
+
+
+def _faded(sound: NDArray[np.float32], sample_rate_hz: int) -> NDArray[np.float32]:
+    sound = sound.copy()
+    fade = np.linspace(0, 1, min(round(PAD_S * sample_rate_hz), len(sound) // 2), dtype=np.float32)
+    sound[: len(fade)] *= fade
+    sound[len(sound) - len(fade) :] *= fade[::-1]
+    return sound

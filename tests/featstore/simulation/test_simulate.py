@@ -281,7 +281,7 @@ MEETINGS = ("meeting", "meeting_small", "meeting_10min", "meeting_60min")
 def test_every_recipe_reads() -> None:
     folder = ROOT / "data_manifests" / "recipes"
     names = {path.stem: read_recipe(path).name for path in folder.glob("*.toml")}
-    assert set(names) == {"pairs", "2spk", "4spk", "3spk_long", "tiny", "demo", *MEETINGS}
+    assert set(names) == {"pairs", "2spk", "4spk", "3spk_long", "tiny", "demo", "mix", *MEETINGS}
     assert all(stem == name for stem, name in names.items())
     assert read_recipe("pairs").overlap == (0.1, 0.5)
 
@@ -505,7 +505,7 @@ def test_each_session_is_drawn_from_seed_recipe_split_and_number(
 ) -> None:
     drawn: list[int] = []
 
-    def note(speakers: object, recipe: Recipe, rng: np.random.Generator, failures: object) -> None:
+    def note(speakers: object, recipe: Recipe, rng: np.random.Generator, *_: object) -> None:
         drawn.append(int(rng.integers(1 << 62)))
         raise ValueError("nothing is made")
 
