@@ -12,12 +12,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from evaluation import baselines
-from evaluation.answer import answer, pairs, part_of
-from evaluation.chart import chart
+from evaluation.answer import answer, pairs, part_of, question
+from evaluation.chart import chart, trivial_systems
+from evaluation.chart import test_set as chart_on
 from evaluation.facts import gather
+from evaluation.findings import findings
+from evaluation.flaws import _rival
 from evaluation.report import report
 from evaluation.results import diarization_figures
-from evaluation.rows import Row, expand, read_run, rows_of
+from evaluation.rows import Row, expand, mean_result, read_run, rows_of
 from evaluation.runs import Diarization, RunError
 from evaluation.turns import Turns
 from evaluation.words import more_needed, points, span, verdict
@@ -87,10 +90,48 @@ def test_runs_measured_on_other_recordings_are_not_seeds_of_one(seeds: Path) -> 
     assert [len(row.runs) for row in read(seeds)] == [2, 1]
 
 
-@pytest.mark.parametrize("change", [{"device": "cuda"}, {"resident": "no"}])
+@pytest.mark.parametrize(
+    "change", [{"device": "cuda"}, {"resident": "no"}, {"checkpoint_steps": 9}, {"tensorboard": True}]
+)
 def test_what_decides_nothing_does_not_part_seeds(seeds: Path, change: dict[str, str]) -> None:
     edit(seeds / "seed2", **change)
     assert [len(row.runs) for row in read(seeds)] == [3]
+
+
+@pytest.mark.parametrize("what", ["store", "protocol", "feature", "trials"])
+def test_what_is_not_one_experiment_is_not_one_row(seeds: Path, what: str) -> None:
+    """Another store, protocol, encoder or trial list: a mean over these would be of nothing."""
+    run = seeds / "seed2"
+    config, result = (json.loads((run / name).read_text()) for name in ("config.json", "result.json"))
+    if what == "store":
+        config["store"] = "another"
+    elif what == "protocol":
+        config["protocol"] = "reference"
+    elif what == "feature":
+        config["features"]["mimi"]["spec"]["weights_sha256"] = "f" * 64
+    else:
+        result["num_trials"] = 7
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "result.json").write_text(json.dumps(result))
+    assert [len(row.runs) for row in read(seeds)] == [2, 1]
+
+
+def test_means_of_several_results_by_hand() -> None:
+    """Everything that is an error, in whatever it is of; what is no number, or is not in all of them, stays the first's."""
+    first, second = (
+        {
+            "kind": "cascade", "seconds": s, "test": {"der": d, "total_s": 10.0, "jer": jer, "words": "x"},
+            "recordings": {"a": {"missed_s": s}}, "ceilings": {"c": {"test": {"der": d / 2}}}, "whole": {"der": 2 * d},
+        }
+        for s, d, jer in ((1.0, 0.2, None), (3.0, 0.4, 0.5))
+    )  # fmt: skip
+    found = mean_result([first, second])
+    assert found["test"] == {"der": pytest.approx(0.3), "total_s": 10.0, "jer": None, "words": "x"}
+    assert found["recordings"] == {"a": {"missed_s": 2.0}} and found["whole"] == {"der": pytest.approx(0.6)}
+    assert found["ceilings"] == {"c": {"test": {"der": pytest.approx(0.15)}}}
+    assert (found["kind"], found["seconds"]) == ("cascade", 1.0)
+    del second["whole"]
+    assert "whole" not in mean_result([first, second]) and mean_result([first]) is first
 
 
 def test_seeds_of_a_probe_are_one_row(tmp_path: Path) -> None:
@@ -223,6 +264,9 @@ def test_negative_is_better_everywhere() -> None:
     # twice as far to 0 as to the end of the interval: four times the recordings
     unclear = gap(-0.02, -0.06, 0.02)
     assert verdict(unclear, "recordings") == "not clearly different (about 40 recordings instead of 10 would tell)"
+    assert more_needed(gap(0.02, -0.02, 0.06), "speakers") == "about 40 speakers instead of 10 would tell"
+    assert more_needed(gap(0.02, -0.03, 0.03), "speakers") == "about 63 speakers instead of 10 would tell"
+    assert more_needed(gap(-0.02, -0.03, 0.0), "speakers") == "about 11 speakers instead of 10 would tell"
     assert more_needed(gap(0.0, -0.1, 0.1), "speakers") == "" and more_needed(gap(1e-4, -0.1, 0.1), "speakers") == ""
     assert span(gap(0, -0.0001, 0.5)) == "0.0 … 50.0"
 
@@ -307,6 +351,110 @@ def test_who_is_the_codec_is_known_of_two_and_said_by_runs_of_others() -> None:
     assert [part_of((name,), of) for name in "abc"] == ["speaker encoder alone", "codec alone", "one encoder alone"]
 
 
+def test_the_question_names_the_encoders() -> None:
+    lyra, both = heads(alone=0.4, both=0.3)
+    of = pairs([lyra, both])
+    assert question(of, [lyra, both]) == (
+        "Can lyra tell who speaks when, or does it need resemblyzer (a speaker encoder) beside it?"
+    )
+    assert question([], [lyra]) == "Can lyra tell who speaks when, or does it need a speaker encoder beside it?"
+
+
+def cascade(der: float, *, count: int = 24, when: str = "lyra", who: str = "resemblyzer") -> Row:
+    """A cascade's row of this DER in every recording; with the right voices a quarter of it is left."""
+    row = diarizer({f"r{i}": (50 * der, 0.0, 0.0, 0.0) for i in range(count)}, "4", features=(when, who))
+    row.files.warnings = []
+    row.result |= {"when": [when], "who": [who], "ceilings": {
+        name: {"test": {**row.result["test"], "der": der * left}}
+        for name, left in (("true_when_own_who", 0.75), ("own_when_true_who", 0.25))
+    }}  # fmt: skip
+    diarization_figures(row, 200, np.random.default_rng(0))
+    row.trivial[(baselines.ONE_SPEAKER, True)] = {
+        name: {**r, "missed_s": 30.0} for name, r in row.result["recordings"].items()
+    }
+    return row
+
+
+def test_what_a_cascade_answers() -> None:
+    """Over whole recordings it counts where it is clearly better than windows of the codec alone, else it cannot tell."""
+    alone, _ = heads(alone=0.4, both=0.3)
+    better = answer([alone, cascade(0.2)], 200, 0)
+    assert better["verdict"] == "partly"
+    assert "the cascade (lyra says when, resemblyzer who) 20.0 % [20.0 … 20.0] over whole recordings" in better["text"]
+    worse = answer([alone, cascade(0.5)], 200, 0)
+    assert worse["verdict"] == "unclear" and "(not judged: whole recordings are harder than windows)" in worse["text"]
+    share = cascade(0.2)
+    share.runs[0].files.config["config"]["train_fraction"] = 0.5
+    assert answer([alone, share], 200, 0)["verdict"] == "unknown"
+    assert answer([alone, cascade(0.2, when="resemblyzer", who="lyra")], 200, 0)["verdict"] == "unknown"
+
+
+def test_what_a_cascade_s_sentences_say() -> None:
+    lyra, fusion, voices = heads(alone=0.4, both=0.3, other=0.35)
+    told = findings([lyra, fusion, voices, cascade(0.2)], 200, 0)
+    assert [f["text"] for f in told if f["experiment"] == "4"] == [
+        "The cascade (lyra says when, resemblyzer who): DER 20.0 % [20.0 … 20.0] over whole recordings (one speaker "
+        "throughout: 60.0 %), −40.0 points [−40.0 … −40.0] against that: better.",
+        "The cascade (lyra says when, resemblyzer who), DER against the fusion of lyra and resemblyzer −10.0 points "
+        "[−10.0 … −10.0]: better, though over whole recordings, the other by window; against the adapter on lyra −20.0 "
+        "points [−20.0 … −20.0]: better, though over whole recordings, the other by window; against the adapter on "
+        "resemblyzer −15.0 points [−15.0 … −15.0]: better, though over whole recordings, the other by window.",
+        "The cascade (lyra says when, resemblyzer who): DER 20.0 % would be, with the true number of speakers at any time "
+        "15.0 % (−5.0 points) and with the right voices 5.0 % (−15.0 points): the larger gain is the weaker half.",
+    ]
+    for row in (lyra, fusion):
+        row.runs[0].files.config["config"]["train_fraction"] = 0.5
+    assert {f["experiment"] for f in findings([lyra, fusion, voices], 20, 0)} == {"2"}
+
+
+def test_only_what_the_sound_protocol_measured_is_an_answer() -> None:
+    alone, both = heads(alone=0.4, both=0.3)
+    both.files.protocol = "reference"
+    assert answer([alone, both], 20, 0)["verdict"] == "unknown"
+
+
+def test_the_speaker_encoder_s_need_of_the_codec_is_told_both_ways() -> None:
+    for other, words in ((0.35, "helps"), (0.25, "harms"), (0.3, "does not clearly help")):
+        text = answer(heads(alone=0.4, both=0.3, other=other), 200, 0)["text"]
+        assert f"lyra in turn {words} resemblyzer" in text
+
+
+def test_of_several_pairs_the_first_leads_and_the_others_follow() -> None:
+    lyra, voices = heads(alone=0.4, both=0.3)
+    mimi, titanet = heads(alone=0.5, both=0.2)
+    for row, features in ((mimi, ("mimi",)), (titanet, ("mimi", "titanet"))):
+        row.files.features = dict.fromkeys(features)
+    told = answer([lyra, voices, mimi, titanet], 200, 0)
+    assert told["lead"].startswith("Mimi alone tells part of it; it needs TitaNet beside it")
+    assert "lyra alone tells part of it; it needs resemblyzer beside it." in told["detail"]
+    assert "DER 50.0 %" in told["detail"] and "DER 40.0 %" in told["detail"]
+
+
+# ---- the chart
+
+
+def test_the_chart_s_bars_and_what_they_are_on() -> None:
+    """By what they are made of; heads that were measured on other recordings are named and left out."""
+    lyra, fusion, voices = heads(alone=0.4, both=0.3, other=0.35)
+    elsewhere = heads(alone=0.1, both=0.1, count=5)[0]
+    rows = [cascade(0.2), fusion, voices, lyra, elsewhere]
+    bars = [bar for bar in chart(rows) if not bar["published"]]
+    assert [(bar["what"], bar["scope"], round(bar["der"], 3)) for bar in bars] == [
+        ("codec alone", "per window", 0.4), ("speaker encoder alone", "per window", 0.35), ("fusion", "per window", 0.3),
+        ("cascade", "whole recording", 0.2), ("ceiling", "whole recording", 0.15), ("ceiling", "whole recording", 0.05),
+    ]  # fmt: skip
+    assert [bar["label"].rpartition(", ")[2] for bar in bars[4:]] == ["true number of speakers", "true voices"]
+    assert bars[0]["parts"] == {"missed": pytest.approx(0.4), "false_alarm": 0, "confusion": 0}
+    told = chart_on(rows)
+    assert (told["num_recordings"], told["minutes"]) == (24, 48.0)
+    assert told["left_out"] == ["adapter on lyra: 5 other recordings"]
+    trivial = trivial_systems(rows, 20, 0)
+    assert [(t["what"], t["scope"], t["value"]) for t in trivial] == [
+        ("one speaker throughout", "whole recording", 0.6), ("one speaker throughout", "per window", 0.6)
+    ]  # fmt: skip
+    assert trivial[0]["interval"]["num_units"] == 24
+
+
 # ---- flaws
 
 
@@ -329,3 +477,37 @@ def test_one_scale_is_told_of_runs_that_have_it(tmp_path: Path) -> None:
     save_file({"scale.size": np.ones(16, np.float32)}, tmp_path / "fusion" / "model.safetensors")
     assert ours(11) is None
     assert ours(3) == "Here (fusion of Mimi and TitaNet, reference protocol): DER 95.0 % so, 10.0 % mapped."
+
+
+def test_what_the_runs_at_hand_show_of_the_study_s_flaws(tmp_path: Path) -> None:
+    own, honest = (
+        probe_run(tmp_path / name, *more) for name, *more in (("own", "reference", 5.0), ("sound", "sound", 2.0))
+    )
+    diarization_run(tmp_path / "adapter", "adapter")
+    path = tmp_path / "adapter" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"mean_window_der": 0.123, "train_s": 7200.0, "best_dev_loss": 0.5}))  # fmt: skip
+    facts, _, _ = gather(sorted(tmp_path.iterdir()), 20, 0)
+    ours = {flaw["number"]: flaw["ours"] for flaw in facts["flaws"]}
+    assert (
+        ours[1] == f"Here (Mimi): EER {100 * own['probe']:.1f} % so, {100 * honest['probe']:.1f} % on other speakers."
+    )
+    assert ours[2] == "Here in 0 % of 2 test windows."
+    assert ours[9] == "Here (adapter on Mimi): DER 12.3 % averaged over windows, 10.0 % summed."
+    told = {number: text for number, text in ours.items() if text}
+    assert list(told) == [1, 2, 9]
+    fusion = heads(alone=0.4, both=0.3)[1]
+    (line,) = _rival([fusion, cascade(0.2)])
+    assert line == (
+        "Here (cascade: lyra says when, resemblyzer who): DER 20.0 % [20.0 … 20.0] over whole recordings, 15.0 % with the "
+        "true number of speakers; fusion of lyra and resemblyzer 30.0 % by window."
+    )
+
+
+def test_a_curve_s_points_have_the_hours_and_the_loss(seeds: Path) -> None:
+    edit(seeds / "seed1", seed=0, train_fraction=0.5)
+    shutil.rmtree(seeds / "seed2")
+    for name, more in (("seed0", {"train_s": 7200.0, "best_dev_loss": 0.5}), ("seed1", {"train_s": 3600.0})):
+        path = seeds / name / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    (curve,) = gather([seeds], 20, 0)[0]["learning"]
+    assert [(p["hours"], p["loss"], p["seeds"]) for p in curve["points"]] == [(1.0, None, 1), (2.0, 0.5, 1)]
