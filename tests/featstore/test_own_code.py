@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import featstore
 from cli.featstore import app
-from featstore import MIMI_GRID, FeatureSpec, StoreError, Turn, Utterance
+from featstore import MIMI_GRID, FeatureSpec, FrameGrid, StoreError, Turn, Utterance
 from featstore.toolkits import export_kaldi, export_lhotse, to_lhotse
 from featstore.torch import Crops
 from tests.conftest import ROOT
@@ -101,6 +101,31 @@ def test_a_pickle_is_small_and_notices_another_store(tmp_path: Path, store: feat
         pickle.loads(data)[0]
 
 
+def test_crops_are_of_utterances_that_have_all_features(tmp_path: Path, store: featstore.Store) -> None:
+    """And of frames that both have: u00 has fewer of a third feature, u01 none of it."""
+    with featstore.writer(tmp_path / "s", spec("more", 1)) as out:
+        out.add(store.utterance("u00"), np.zeros((9, 1)))
+        out.add(store.utterance("u05"), np.zeros((16, 1)))
+    with featstore.writer(
+        tmp_path / "s", FeatureSpec("slow", 1, "float16", 24000, FrameGrid(0.5, 1.0), "x", "")
+    ) as out:
+        out.add(store.utterance("u00"), np.zeros((1, 1)))
+    store = featstore.open(tmp_path / "s")
+    crops = Crops(store, ["mimi", "more"], 4, random=False, dtype=torch.float16)
+    assert [(item["id"], item["start"], item["frames"]) for item in crops] == [
+        *(("u00", 0, 4), ("u00", 4, 4), ("u00", 8, 1), ("u05", 0, 4), ("u05", 4, 4), ("u05", 8, 4), ("u05", 12, 3)),
+    ]
+    assert crops[0]["mimi"].dtype == crops[0]["more"].dtype == torch.float16
+    assert len(Crops(store, ["mimi", "more"], 4)) == 2 + 3  # an epoch of random ones is as long, but for the rest
+    starts = {crop["start"] for _ in range(60) for crop in [Crops(store, ["mimi", "more"], 4)[0]]}
+    assert starts == set(range(6))
+    for item in (-1, len(crops)):
+        with pytest.raises(IndexError, match=f"crop {item} of 7"):
+            crops[item]
+    with pytest.raises(ValueError, match="need frames at the same times, found .*slow"):
+        Crops(store, ["mimi", "slow"], 4)
+
+
 def test_datasets_of_nothing_are_refused(store: featstore.Store) -> None:
     for make, expected in (
         (lambda: Crops(store.select(split="tset"), "mimi", 4), "no utterance of what was selected has mimi"),
@@ -141,7 +166,16 @@ def test_lhotse_reads_a_store(store: featstore.Store, tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             cut.truncate(offset=0.16, duration=0.4).load_features(), store.frames("mimi", "u03", 2, 7)
         )
-    assert kept["u01"].custom["split"] == "train" and kept["u01"].supervisions[0].speaker == "s1"
+        assert cut.recording_id == cut.supervisions[1].recording_id == "r3" and cut.supervisions[0].id == "u03-0"
+        assert cut.custom == {"split": "train", "source": "3.wav"}
+        features = cut.features
+        assert (features.num_features, features.frame_shift, features.sampling_rate) == (3, 0.08, 24000)
+        assert (cut.duration, features.duration, features.num_frames) == (1.04, 1.04, 13)
+        alone = found["u01"].supervisions
+        assert [(s.speaker, s.start, s.end) for s in alone] == [("s1", 0.0, 0.88)]
+    assert kept["u01"].custom["split"] == "train"
+    with pytest.raises(StoreError, match="say which feature: mimi, titanet"):
+        to_lhotse(store)
     with pytest.raises(ValueError, match="exists already"):
         export_lhotse(store, tmp_path / "cuts", "mimi")
 
@@ -158,6 +192,24 @@ def test_kaldi_reads_a_store(store: featstore.Store, tmp_path: Path) -> None:
     lines = {name: (tmp_path / "kaldi" / name).read_text().splitlines() for name in ("utt2spk", "spk2utt", "utt2split")}
     assert lines["utt2spk"][3] == "u03 r3" and lines["utt2split"][0] == "u00 dev"
     assert lines["spk2utt"][0] == "r3 u03" and lines["spk2utt"][1] == "s0 u00 u04 u08 u12 u16"
+    assert (tmp_path / "kaldi" / "utt2dur").read_text().splitlines()[:2] == ["u00 0.800", "u01 0.880"]
+
+
+def test_an_export_is_of_one_feature_and_of_names_that_kaldi_can_hold(tmp_path: Path) -> None:
+    pytest.importorskip("kaldiio")
+    for name, ids in (("mimi", ("b", "a", "B")), ("titanet", ("b", "c"))):
+        with featstore.writer(tmp_path / "s", spec(name, 2)) as out:
+            for id in ids:
+                out.add(Utterance(id, f"{id}.wav", 0.0, 0.8, id, split=""), np.ones((10, 2)))
+    told: list[tuple[int, int]] = []
+    export_kaldi(featstore.open(tmp_path / "s"), tmp_path / "k", "mimi", progress=lambda *of: told.append(of))
+    assert (tmp_path / "k" / "utt2split").read_text() == "B -\na -\nb -\n"  # as bytes sort, and not c
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    with featstore.writer(tmp_path / "s", spec("mimi", 2)) as out:
+        out.add(Utterance("d", "d.wav", 0.0, 0.8, "d", "two words"), np.ones((10, 2)))
+    with pytest.raises(ValueError, match="'two words' holds white space, which ends a name for Kaldi"):
+        export_kaldi(featstore.open(tmp_path / "s"), tmp_path / "other", "mimi")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_toolkit_that_is_not_installed_says_how(store: featstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,13 +253,21 @@ def test_a_listing_of_many_parts_is_short_enough() -> None:
 
 
 def test_a_store_goes_to_a_bucket_and_back(source: Path, bucket: str, tmp_path: Path) -> None:
-    first = transfer.push(source, f"{bucket}/deep/store")
+    told: list[tuple[int, int]] = []
+    first = transfer.push(source, f"{bucket}/deep/store", progress=lambda *of: told.append(of))
     parts = verify(source).parts
+    assert told[0] == (0, first.bytes) and told[-1] == (first.bytes, first.bytes) and told == sorted(told)
+    assert first.seconds > 0
     assert (first.parts, first.parts_there) == (parts, 0) and parts > 6
     assert first.bytes >= sum(p.stat().st_size for p in (source / "features.zarr").rglob("0") if p.is_file())
     again = transfer.push(source, f"{bucket}/deep/store")
     assert (again.parts, again.parts_there, again.bytes) == (0, parts, 0)
-    transfer.pull(f"{bucket}/deep/store", tmp_path / "copy")
+    told.clear()
+    back = transfer.pull(f"{bucket}/deep/store", tmp_path / "copy", progress=lambda *of: told.append(of))
+    assert (back.parts, back.parts_there, back.bytes) == (parts, 0, first.bytes) and told[-1] == (
+        back.bytes,
+        back.bytes,
+    )
     assert content(tmp_path / "copy") == content(source) == content(f"{bucket}/deep/store")
     assert verify(tmp_path / "copy").findings == []
     assert not (tmp_path / "copy" / "incoming").exists()

@@ -274,6 +274,49 @@ def test_corrections_that_cannot_be_right_change_nothing(store: Path, tmp_path: 
         remove(store, ["u01"])
 
 
+def test_a_stretch_of_other_audio_is_taken_over_whole(store: Path) -> None:
+    """The same sound cut out of another file begins elsewhere in it; in its own file it cannot."""
+    done = relabel(store, [Correction("u03", "m:1", {"audio": "/long.wav"}, 12.5, 0.8)])
+    now = featstore.open(store).utterance("u03")
+    assert (now.audio, now.start_s, now.duration_s) == ("/long.wav", 12.5, 0.8)
+    assert done.by_label == {"audio": 1, "start_s": 1} and done.first["start_s"] == ("u03", 0.0, 12.5)
+    turns = {"turns": (Turn(0.1, 0.5, "a"),), "speaker": None}
+    with pytest.raises(
+        StoreError, match=r"m:2: utterance 'u03' begins at 12.5 s of its audio: rttm_filepath needs the"
+    ):
+        relabel(store, [Correction("u03", "m:2", turns)])
+    relabel(store, [Correction("u03", "m:2", turns, 12.5)])
+    assert featstore.open(store).utterance("u03").turns == turns["turns"]
+    with pytest.raises(StoreError, match=r"m:3: utterance 'u05' is 0.9 s from 0 s on"):
+        relabel(store, [Correction("u05", "m:3", {"split": "dev"}, None, 0.9)])
+    assert relabel(store, [Correction("u05", "m:3", {"split": "dev"}, None, 0.8 + 1e-4)]).changed == 1
+
+
+def test_what_a_relabel_tells(store: Path) -> None:
+    done = relabel(
+        store, [*(correct(f"u0{i}", split="dev") for i in (1, 2, 3)), correct("u05", speaker="s"), correct("x")]
+    )
+    assert done.to_json() == {
+        **{"utterances": 12, "changed": 3, "by_label": {"split": 3}, "unknown": ["x"]},
+        "splits": [
+            {"before": "train", "after": "dev", "utterances": 2}, {"before": "test", "after": "dev", "utterances": 1}
+        ],
+    }  # fmt: skip
+
+
+def test_what_a_removal_tells(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("u01\n\n u02 \nu01\n")
+    command = ["remove", str(store), "u03", "--from", str(tmp_path / "ids.txt"), "--json"]
+    told = json.loads(CliRunner().invoke(app, command).stdout)
+    assert told == {
+        **{"store": str(store), "utterances": 3, "left": 9, "seconds": pytest.approx(2.4)},
+        "bytes": 3 * 10 * 4 * 2 * 2,
+    }
+    with pytest.raises(StoreError, match=r"'u02' is not in it nor are 1 others; nothing was removed"):
+        remove(store, ["u02", "u03", "u04"])
+    assert len(featstore.open(store)) == 9
+
+
 def test_audio_that_moved(store: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"12 audio file\(s\) of it are not in .*; nothing was changed"):
         move_audio(store, "/audio", str(tmp_path))
@@ -326,6 +369,40 @@ def test_stores_are_merged(store: Path, tmp_path: Path) -> None:
     assert verify(tmp_path / "all").findings == []
     done = merge([store, other], tmp_path / "all")
     assert (done.parts, done.parts_there > 0, done.utterances) == (0, True, 14)
+
+
+def test_a_merge_tells_what_it_copied_and_one_that_was_stopped_goes_on(store: Path, tmp_path: Path) -> None:
+    other, told = fill(tmp_path / "other", first=12, count=3), []
+    parts = verify(store).parts + verify(other).parts
+
+    def stop(done: int, of: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge([store, other], tmp_path / "all", progress=stop)
+    begun = merge([store, other], tmp_path / "all", progress=lambda *of: told.append(of))
+    assert (begun.parts, begun.parts_there, begun.utterances) == (parts - 3, 3, 15)
+    assert told == [(k, parts) for k in range(parts + 1)]
+    fresh = merge([store, other], tmp_path / "fresh")
+    size = {p: p.stat().st_size for p in (tmp_path / "fresh").rglob("*") if p.is_file()}
+    specs = [
+        *(tmp_path / "fresh").glob("features.zarr/zarr.json"),
+        *(tmp_path / "fresh").glob("features.zarr/*/zarr.json"),
+    ]
+    assert fresh.bytes == sum(size.values()) - sum(size[path] for path in specs) > begun.bytes
+    assert verify(tmp_path / "all").findings == [] and not (tmp_path / "all" / "incoming").exists()
+    assert merge([tmp_path / "all", store], tmp_path / "all").parts == 0  # into itself: nothing
+
+
+def test_a_damaged_part_is_not_merged_nor_a_store_that_something_compacts(store: Path, tmp_path: Path) -> None:
+    with lock.hold(store, alone=True), pytest.raises(StoreError, match="run this again"):
+        merge([store], tmp_path / "all")
+    chunk = sorted(store.glob("features.zarr/mimi/*/frames/c/0/0"))[0]
+    chunk.write_bytes(bytes([chunk.read_bytes()[0] ^ 1]) + chunk.read_bytes()[1:])
+    with pytest.raises(StoreError, match=r"CRC32C differs.*run: featstore verify .*s --repair"):
+        merge([store], tmp_path / "all")
+    assert not list((tmp_path / "all").glob("index/mimi/*"))
 
 
 def test_stores_that_contradict_each_other_are_not_merged(store: Path, tmp_path: Path) -> None:
