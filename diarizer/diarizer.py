@@ -14,6 +14,8 @@ from diarizer.answer import Answer
 from diarizer.encoders import encoders_of
 from diarizer.frames import Frames, StoredFrames, hear
 from diarizer.heads import head_of
+from diarizer.live.engine import Live
+from diarizer.live.heads import live_head
 from diarizer.sound import Sound
 from diarizer.voices import Voice, enrolled, named
 from evaluation.turns import Turns
@@ -127,12 +129,38 @@ class Diarizer:
         ------
         ValueError : too short, silent, or of two people; says which.
         """
+        self.voices[name] = self._voice(name, audio, rate_hz)
+        return self.voices[name]
+
+    def live(self, latency_s: float = 1.04, *, slots: int = 8, given: Mapping[str, int] | None = None) -> Live:
+        """Who speaks, on the fly; voices that are enrolled here are known there.
+
+        Parameters
+        ----------
+        latency_s : 0.16 to 10; see `Live`.
+        slots : voices at once; of more, who was silent longest is known by one vector only until heard again.
+        given : features that `Live.push_frames` brings, with how many frames of sound each of their frames waits for.
+
+        Raises
+        ------
+        ValueError : a latency that is none; a head that cannot be used live.
+        """
+        return Live(
+            self.run.features,
+            lambda: self.encoders,
+            lambda timing: live_head(self.head, timing, slots),
+            self._voice,
+            latency_s=latency_s,
+            given=given or {},
+            voices=self.voices,
+        )
+
+    def _voice(self, name: str, audio: Audio, rate_hz: int | None) -> Voice:
         sound = _sound(audio, rate_hz)
         where = f"voice of {name!r}" + (f" ({audio})" if isinstance(audio, str | PathLike) else "")
         sound.duration_s  # noqa: B018  # refuses what is far too short
         with hear(sound, self.encoders) as frames:
-            self.voices[name] = enrolled(self.head, frames, where)
-        return self.voices[name]
+            return enrolled(self.head, frames, where)
 
     def _answer(self, frames: Frames, recording: str, duration_s: float, limits: Limits, began: float) -> Answer:
         told = self.head.tell(frames, limits)

@@ -75,7 +75,7 @@ class CascadeHead:
         voices = cascade.voices(heard, limits)
         evidence = cascade.beside(heard, voices)
         (active,) = decode([evidence], cascade.config.at_once, cascade.choice.decoding)
-        sure = _sure(heard, evidence.cosines, active)
+        sure = sureness(heard, evidence.cosines, active)
         return Told(active, sure, voices, finer(cascade.grid, cascade.config.substeps))
 
     def voices(self, frames: Frames) -> tuple[NDArray[np.float32], NDArray[np.float64], float]:
@@ -91,7 +91,7 @@ class CascadeHead:
         return voices, near / near.sum(), seconds
 
 
-def _sure(heard: Heard, cosines: NDArray[np.float32], active: NDArray[np.bool_]) -> NDArray[np.float32]:
+def sureness(heard: Heard, cosines: NDArray[np.float32], active: NDArray[np.bool_]) -> NDArray[np.float32]:
     """That so many speak, times that a voice is itself and not the likeliest of those that are silent."""
     many = active.sum(1)
     so_many = np.exp(heard.counts[np.arange(len(many)), many.clip(max=heard.counts.shape[1] - 1)])

@@ -23,8 +23,8 @@ from trainers.diarization.sessions import Session
 from trainers.runs import Run, RunError
 from trainers.scale import Scale
 
-# Price of a change of the count where stretches with one speaker are looked for, before there are voices.
-_CHANGE = 3.0
+#: Price of a change of the count where stretches with one speaker are looked for, before there are voices.
+SINGLE_CHANGE = 3.0
 # So long a voice is one however little of a long recording that is; of less than this share of it there are others' scraps.
 _ENOUGH_S, _SCRAPS = 10.0, 0.02
 # Frames of a recording that are heard at once: ten minutes, so that memory does not grow with a recording's length.
@@ -100,7 +100,7 @@ class Cascade:
 
     def _heard(self, counts: NDArray[np.float32], frames: NDArray[np.float32]) -> Heard:
         config, step_s = self.config, self.grid.step_s
-        many = smooth_counts(counts, _CHANGE).reshape(-1, config.substeps)
+        many = smooth_counts(counts, SINGLE_CHANGE).reshape(-1, config.substeps)
         single = (many == 1).all(1)
         if not single.any():  # nobody speaks alone: voices out of what there is
             single = (many > 0).any(1)

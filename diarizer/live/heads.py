@@ -1,0 +1,20 @@
+"""Which head follows which."""
+
+from __future__ import annotations
+
+from diarizer.heads import CascadeHead, Head
+from diarizer.live.cascade import LiveCascade
+from diarizer.live.engine import LiveHead
+from diarizer.live.timing import Timing
+
+
+def live_head(head: Head, timing: Timing, slots: int) -> LiveHead:
+    """A head of whole recordings, on the fly.
+
+    Raises
+    ------
+    ValueError : there is no such way for it.
+    """
+    if isinstance(head, CascadeHead):
+        return LiveCascade(head.cascade, timing, slots)
+    raise ValueError("this kind of run cannot be used live")
