@@ -11,6 +11,7 @@ import soundfile
 from scipy.signal import butter, sosfilt
 
 from featstore.simulation import channel
+from featstore.simulation import noise as noise_module
 from featstore.simulation.mix import mix
 from featstore.simulation.noise import _stretched, coloured, hum
 from featstore.simulation.recipe import CODECS, Channel, Noise, Recipe
@@ -114,6 +115,39 @@ def test_who_babbles_is_not_in_the_session(tmp_path: Path, corpus: list[Utteranc
         heard = {name: np.std(np.abs(np.fft.rfft(loud - calm))[int((TONE_HZ[name] - 20) * 6) : int((TONE_HZ[name] + 20) * 6)])
                  for name in ("s5", "s6", "s7")}  # fmt: skip
         assert max(heard, key=heard.get) == other and sorted(heard.values())[1] < 0.05 * heard[other]
+
+
+def test_babble_is_of_so_many_voices_as_loud_as_each_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A voice is a click a second here: its walls' echo apart, a click for each voice, each somewhere else."""
+    for name, level in (("loud", 0.5), ("soft", 0.05)):
+        wave = np.zeros(2 * RATE)
+        wave[100] = level
+        soundfile.write(tmp_path / f"{name}.wav", wave, RATE, subtype="FLOAT")
+    others = [Utterance(n, str(tmp_path / f"{n}.wav"), 0.0, 2.0, n, n) for n in ("loud", "soft")]
+    monkeypatch.setattr(noise_module, "_FAR_S", 1 / RATE)  # next to no echo
+    for count in (1, 5):
+        voices = noise_module._Sounds(others, np.random.default_rng(0), RATE, [])
+        heard = noise_module._babble(voices, count, np.random.default_rng(1), 2 * RATE, RATE)
+        clicks = np.abs(heard)[np.abs(heard) > 0.01 * np.abs(heard).max()]
+        assert 2 * count >= len(clicks) >= count and clicks.max() < 1e4 * clicks.min()
+    sounds = noise_module._Sounds(others, np.random.default_rng(0), RATE, [])
+    powers = {round(float(np.mean(sounds.next(2 * RATE) ** 2)), 5) for _ in range(8)}
+    assert powers == {1.0}
+
+
+def test_a_stretch_of_noise_begins_anywhere_in_its_recording(tmp_path: Path) -> None:
+    """Its own start counts; one that is too short comes again and again."""
+    wave = np.arange(10 * RATE, dtype=np.float32) / (10 * RATE)
+    soundfile.write(tmp_path / "n.wav", wave, RATE, subtype="FLOAT")
+    sounds = noise_module._Sounds(
+        [Utterance("n", str(tmp_path / "n.wav"), 4.0, 6.0, "n")], np.random.default_rng(0), RATE, []
+    )
+    cuts = [sounds._stretch(sounds.utterances[0], 2.0) for _ in range(50)]
+    assert {cut.duration_s for cut in cuts} == {2.0}
+    assert 4.0 <= min(c.start_s for c in cuts) < 4.5 and 7.5 < max(c.start_s for c in cuts) <= 8.0
+    assert sounds._stretch(sounds.utterances[0], 7.0) is sounds.utterances[0]
+    again = sounds.next(13 * RATE)
+    np.testing.assert_array_equal(again[: 6 * RATE], again[6 * RATE : 12 * RATE])
 
 
 def test_babble_needs_a_speaker_more(tmp_path: Path, corpus: list[Utterance]) -> None:

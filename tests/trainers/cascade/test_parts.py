@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,9 +16,9 @@ from evaluation.diarization import DiarizationErrors
 from evaluation.turns import Turns
 from featstore import FrameGrid, Turn, Utterance
 from tests.sessions import spec
-from trainers.cascade import choosing, counting
+from trainers.cascade import choosing, clusters, counting
 from trainers.cascade.cascade import Cascade, as_counts
-from trainers.cascade.clusters import Pieces, groupings, pieces_of, unit, voices_of
+from trainers.cascade.clusters import Limits, Pieces, groupings, pieces_of, unit, voices_of, voices_within
 from trainers.cascade.decoding import (
     Decoding,
     Evidence,
@@ -108,6 +109,29 @@ def test_every_start_that_fits_is_drawn_and_no_other():
 
     list(counting.train(head, [np.zeros(n, np.uint8) for n in (6, 4, 3)], read, crop_frames=4, **sizes))
     assert asked == {(0, 0, 4), (0, 1, 5), (0, 2, 6), (1, 0, 4), (2, 0, 3)}
+
+
+def test_sessions_come_up_in_proportion_to_their_length_and_steps_are_as_set():
+    """Learning rate up over a tenth, then down; a head without a gradient still decays by `weight_decay`."""
+    sizes = dict(batch_size=40, steps=20, lr=1e-2, seed=0, device=torch.device("cpu"), crop_frames=2)
+    drawn = []
+
+    def read(k, start, stop):
+        drawn.append(k)
+        return np.zeros((stop - start, 1), np.float32)
+
+    def norms(weight_decay):
+        torch.manual_seed(0)
+        head = counting.CountHead(1, 2, width=4, dropout=0.0, substeps=1)
+        labels = [np.zeros(n, np.uint8) for n in (30, 10)]
+        rows = list(counting.train(head, labels, read, weight_decay=weight_decay, **sizes))
+        return float(head.enter.weight.norm().detach()), [row["lr"] for row in rows]
+
+    decayed, rates = norms(0.5)
+    assert decayed < 0.98 * norms(0.0)[0]
+    assert 0.7 < 1 - np.mean(drawn) < 0.8
+    assert int(np.argmax(rates)) in (1, 2) and max(rates) == pytest.approx(1e-2, rel=1e-3)
+    assert rates[0] < 1e-3 and rates[-1] < 1e-5 and rates[2:] == sorted(rates[2:], reverse=True)
 
 
 # ---- clusters
@@ -212,6 +236,42 @@ def test_spectral_clusters_find_their_number():
     assert sorted(np.unique(labels, return_counts=True)[1].tolist()) == [12, 12, 12]
 
 
+@pytest.fixture
+def spread_out():
+    """Three voices on a circle at 0°, 40° and 90°, ten pieces each of growing length."""
+    angles = np.radians(np.repeat([0, 40, 90], 10) + np.tile(np.linspace(-4, 4, 10), 3))
+    vectors = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    return Pieces(vectors, np.tile(np.arange(1.0, 11.0), 3))
+
+
+def degrees(voices):
+    return sorted(round(float(np.degrees(np.arctan2(y, x))), 1) for x, y in voices)
+
+
+def test_as_many_voices_as_are_asked_for(spread_out):
+    """Too few: grouped more finely, by means where that is not enough. Too many: the nearest become one."""
+    found = {
+        limits: degrees(voices_within(spread_out, "average", 0.1, 0.0, Limits(*limits)))
+        for limits in ((1, None), (3, None), (1, 2), (2, 2), (1, 1), (5, 5), (99, None))
+    }
+    assert [len(voices) for voices in found.values()] == [3, 3, 2, 2, 1, 5, 30]
+    assert found[1, None] == pytest.approx([1.3, 41.3, 91.3], abs=0.5)
+    assert found[1, 2][1] == pytest.approx(91.3, abs=0.5) and found[1, 2][0] == pytest.approx(21.3, abs=1)
+    near = voices_within(spread_out, "average", 0.5, 0.0, Limits(3, None))  # 0.5 joins two; half of it does not
+    assert degrees(near) == pytest.approx([1.3, 41.3, 91.3], abs=0.5)
+    assert len(voices_within(spread_out, "average", 0.5, 0.0, Limits(1, 9))) == 2
+    few = Pieces(spread_out.vectors[:2], spread_out.weights[:2])
+    assert len(voices_within(few, "average", 0.1, 0.0, Limits(4, 4))) == 2
+
+
+def test_of_many_pieces_some_are_grouped_and_the_others_go_to_the_nearest(spread_out, monkeypatch):
+    expected = groupings(spread_out, "average", (0.1,))[0.1]
+    monkeypatch.setattr(clusters, "_MOST_PIECES", 11)
+    found = groupings(spread_out, "average", (0.1,))[0.1]
+    assert len(found) == 30 and [len(set(found[k : k + 10].tolist())) for k in (0, 10, 20)] == [1, 1, 1]
+    assert len(set(found.tolist())) == len(set(expected.tolist())) == 3
+
+
 # ---- Viterbi over sets
 
 
@@ -282,6 +342,52 @@ def test_many_recordings_at_once_are_each_as_alone(monkeypatch):
     assert [active.tolist() for active in decode(found, 2, how)] == alone
     monkeypatch.setattr("trainers.cascade.decoding._MOST_CELLS", 100)  # few side by side
     assert [active.tolist() for active in decode(found, 2, how)] == alone
+
+
+def test_a_long_recording_goes_in_blocks_that_hear_what_is_around(monkeypatch):
+    """A price that takes many answers to pay: at a block's edge it is paid as if there were none."""
+    rng = np.random.default_rng(2)
+    who = np.repeat(rng.integers(0, 3, 20), 25)
+    log_p = np.log(rng.dirichlet((1, 8, 1), len(who))).astype(np.float32)
+    directions = np.eye(3, dtype=np.float32)
+    cosines = directions[who] + 0.6 * rng.standard_normal((len(who), 3)).astype(np.float32)
+    evidence = Evidence(log_p, cosines, directions @ directions.T)
+    how = Decoding(nearest=1.0, blend=0.0, change=6.0)
+    whole = decode([evidence], 2, how)[0]
+    for block, margin in ((100, 60), (77, 60), (250, 60)):
+        monkeypatch.setattr("trainers.cascade.decoding._BLOCK", block)
+        monkeypatch.setattr("trainers.cascade.decoding._MARGIN", margin)
+        other = Evidence(log_p[:40], cosines[:40], evidence.among)
+        found, second = decode([evidence, other], 2, how)
+        np.testing.assert_array_equal(found, whole)
+        assert len(second) == 40
+    monkeypatch.setattr("trainers.cascade.decoding._BLOCK", 10)
+    monkeypatch.setattr("trainers.cascade.decoding._MARGIN", 0)
+    assert (decode([evidence], 2, how)[0] != whole).any()  # else nothing above would show
+
+
+def test_a_long_recording_is_heard_in_pieces_that_overlap(monkeypatch):
+    """The head hears 60 frames on each side: what it says of a piece is what it says of the whole."""
+    assert counting.REACH == 60
+    torch.manual_seed(0)
+    cascade = plain_cascade()
+    head = counting.CountHead(2, 3, width=8, dropout=0.0, substeps=2).eval()
+    cascade = replace(cascade, head=head)
+    frames = np.random.default_rng(0).standard_normal((400, 2)).astype(np.float32)
+    asked = []
+
+    def read(names, start, stop):
+        asked.append((*names, start, stop))
+        return frames[start:stop]
+
+    whole = cascade.hear(read, 400)
+    assert asked == [("f", 0, 400)] * 2
+    monkeypatch.setattr("trainers.cascade.cascade._PIECE", 150)
+    found = cascade.hear(read, 400)
+    np.testing.assert_allclose(found.counts, whole.counts, atol=1e-5)
+    np.testing.assert_array_equal(found.frames, whole.frames)
+    assert [span[1:] for span in asked[2::2]] == [(0, 210), (90, 360), (240, 400)]
+    assert len(whole.counts) == 800
 
 
 def test_nobody_found_is_silence():

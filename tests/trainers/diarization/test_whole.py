@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from torch import nn
 
 import featstore
 from featstore import MIMI_GRID
-from tests.sessions import make_store
+from tests.sessions import make_store, spec
+from trainers.cascade.inputs import read
+from trainers.cascade.measuring import Truth
 from trainers.config import FitConfig
 from trainers.diarization import whole
 from trainers.diarization.fit import fit_diarizer
@@ -71,6 +75,77 @@ def test_the_end_of_a_recording_is_heard_as_its_middle_is(tmp_path):
         assert active.shape[0] == activity.shape[0] == length
         if length > 12:
             assert active.any(1).mean() > 0.97
+
+
+def test_the_feature_that_says_who_has_its_own_columns_on_its_own_scale():
+    """Of two features side by side the second says who, once its mean is taken off; or both, if neither alone is asked."""
+    config = FitConfig.make("fusion", settings=("feature=a+b", *SETTINGS))
+    head = WholeHead(Arrivals(), config, MIMI_GRID, {"a": POOL, "b": DIM - POOL}, torch.device("cpu"))
+    head.model.scale.mean[POOL:] = 5.0
+    head.model.scale.size[:] = 2.0
+    frames = np.full((160, DIM), 5.0, np.float32)
+    frames[:, :POOL] = 0
+    frames[:80, 0] = frames[80:, 1] = 1
+    frames[:80, POOL] += 4
+    frames[80:, POOL + 1] += 4
+    asked = []
+
+    def read(names, start, stop):
+        asked.append((tuple(names), stop - start))
+        return frames[start:stop]
+
+    by = head.hear_by(read, 160, ("a", "b", "a+b"))
+    assert set(asked) == {(("a", "b"), 80)} and len(asked) == 3  # windows of 80 frames, each half over the next
+    assert [by[who].vectors.shape[2] for who in by] == [POOL, DIM - POOL, DIM]
+    np.testing.assert_allclose(by["b"].vectors[0, 0], np.eye(DIM - POOL)[0], atol=1e-6)
+    np.testing.assert_allclose(by["b"].vectors[2, 0], np.eye(DIM - POOL)[1], atol=1e-6)
+    assert by["b"].alone[[0, 2], 0].tolist() == [80, 80] and by["b"].alone[1].tolist() == [40, 40, 0]
+    assert by["b"].starts.tolist() == [0, 40, 80]
+    assert head.hear(read, 160, "b").vectors.tolist() == by["b"].vectors.tolist()
+    # 160 frames in pieces of 8, three of each stretch's ends left out
+    assert set(by["b"].pieces.weights.tolist()) <= {8.0, 9.0} and by["b"].pieces.weights.sum() == 160 - 6
+
+
+def test_who_and_where_clusters_end_is_what_dev_says(tmp_path):
+    """A feature of noise beside one that knows: it is the latter that says who, on dev and so on test."""
+    store, _, found = sessions(tmp_path / "store")
+    rng = np.random.default_rng(0)
+    with featstore.writer(tmp_path / "store", spec("noise", 4)) as out:
+        for id in store.ids:
+            out.add(store.utterance(id), rng.standard_normal((store.num_frames("mimi", id), 4)))
+    store = featstore.open(tmp_path / "store")
+    config = FitConfig.make("fusion", settings=("feature=mimi+noise", *SETTINGS))
+
+    class Both(Arrivals):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = OneScale(DIM + 4)
+
+    head = WholeHead(Both(), config, MIMI_GRID, {"mimi": DIM, "noise": 4}, torch.device("cpu"))
+    best, figures = whole.choose(head, store, found.dev)
+    assert best.who == "mimi" and best.threshold in (0.3, 0.5) and best.median in (1, 3)
+    truth = Truth(found.dev, MIMI_GRID)
+    turns = [head.turns(head.active(head.hear(_reads(store, s), s.num_frames, best.who), best)[0]) for s in found.dev]
+    assert figures["der"] == pytest.approx(truth.total(turns).der)
+
+
+def _reads(store, session):
+    return lambda names, start, stop: read(store, names, session.id, start, stop)
+
+
+def test_of_equal_choices_the_first_is_taken_and_its_figure_told(monkeypatch):
+    """DER by median and threshold, by hand: the least counts, whatever the voices were chosen with."""
+    ders = {(1, 0.3): 0.4, (1, 0.5): 0.2, (3, 0.3): 0.2, (3, 0.5): 0.3}
+    config = FitConfig.make("adapter", settings=SETTINGS)
+    head = SimpleNamespace(config=config, grid=MIMI_GRID, turns=lambda told: told)
+    monkeypatch.setattr(whole, "_listen", lambda *_: {"mimi": None})
+    monkeypatch.setattr(whole, "_der", lambda head, truth, heard, how: abs(how.apart - 0.6) + how.min_share)
+    monkeypatch.setattr(whole, "stitch", lambda *_: None)
+    monkeypatch.setattr(whole, "join", lambda *_: None)
+    monkeypatch.setattr(whole, "decode", lambda _, threshold, median: (median, threshold))
+    monkeypatch.setattr(whole, "Truth", lambda *_: SimpleNamespace(total=lambda t: SimpleNamespace(der=ders[t[0]])))
+    best, figures = whole.choose(head, None, [None])
+    assert best == Stitching("mimi", 0.6, 0.02, 0.5, 1) and figures == {"der": 0.2}
 
 
 def test_clusters_end_in_the_middle_of_the_valley():
