@@ -23,7 +23,7 @@ from evaluation.rttm import read_rttm, read_uem
 from featstore.settings import table
 from tests.conftest import ROOT
 from tests.sessions import make_store
-from trainers import kinds
+from trainers import kinds, presets
 from trainers.checkpoint import State, load_best
 from trainers.config import ConfigError, FitConfig
 from trainers.diarization.data import CropSampler, FrameSource, windows
@@ -164,6 +164,21 @@ def test_a_preset_is_overridden_by_a_file_and_that_by_settings(tmp_path):
     c = FitConfig.make("fusion", preset="small", file=file, settings=["layers=3"])
     assert (c.width, c.layers, c.heads, c.token_frames, c.ema) == (32, 3, 4, 4, 0.99)
     assert c.thresholds == (0.3, 0.4, 0.45, 0.5, 0.6)
+    small = {  # docs/decisions/0011: what its figures were made with
+        **{"width": 96, "layers": 2, "heads": 4, "ffn": 384, "channel_dropout": True, "input_dropout": 0.2},
+        **{
+            "conv_frames": 9,
+            "token_frames": 4,
+            "crop_s": 15.0,
+            "batch_size": 4,
+            "epochs": 16,
+            "patience": 8,
+            "lr": 2e-3,
+        },
+        **{"warmup_steps": 100, "ema": 0.99, "thresholds": [0.3, 0.4, 0.45, 0.5, 0.6], "medians": [5, 11, 17]},
+    }
+    assert [presets.settings_of(kind, "small") for kind in ("adapter", "fusion", "unfreeze")] == [small] * 3
+    assert presets.settings_of("cascade", "small") == presets.settings_of("probe", "small") == {}
     for kind in kinds.NAMES:  # "published" is what a kind's class holds
         assert FitConfig.make(kind, preset="published") == FitConfig.make(kind)
         assert FitConfig.make(kind, preset="small").kind == kind

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
 import featstore
@@ -84,6 +85,25 @@ def test_end_to_end(made: tuple[Store, Path], tmp_path: Path) -> None:
     measure = result["published_measure"]
     assert set(measure) == {"raw", "proxy", "random vectors", "titanet"}
     assert measure["random vectors"]["all_separation"] == pytest.approx(1, abs=0.2)
+    seen, unseen = [f"train{k}/0" for k in range(6)], ["test0/1", *(f"test{k}/0" for k in (1, 2, 3))]
+    firsts = [np.array(store.frames("mimi-codes", id), int) for id in (*seen, *unseen)]
+    table_of = store.codebooks("mimi-codes").table
+    means = np.stack([sum(table_of[k, codes[:, k]] for k in range(3)).mean(0) for codes in firsts])
+    unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+    pairs = {(i, j): float(unit[i] @ unit[j]) for i in range(10) for j in range(i)}
+    for part, inside in (("seen", lambda i, j: i < 6), ("unseen", lambda i, j: j >= 6), ("all", lambda i, j: True)):
+        mean = np.mean([cosine for pair, cosine in pairs.items() if inside(*pair)])
+        assert measure["raw"][f"{part}_cosine"] == pytest.approx(mean, abs=1e-5)
+        assert measure["raw"][f"{part}_separation"] == pytest.approx(1 - mean, abs=1e-5)
+    between = np.mean([cosine for (i, j), cosine in pairs.items() if i >= 6 > j])
+    assert measure["raw"]["seen_unseen_cosine"] == pytest.approx(between, abs=1e-5)
+    assert measure["raw"]["worst_cosine"] == pytest.approx(max(pairs.values()), abs=1e-5)
+    ranks = spearmanr(table["proxy"].to_numpy(), table["titanet"].to_numpy()).statistic
+    assert result["agreement"]["proxy"] == pytest.approx(ranks)
+    assert result["best_step"] == run.read_tensors(f"candidate-{result['loss']}.safetensors")[1]["step"]
+    assert result["dev_eer"] == {
+        loss: run.read_tensors(f"candidate-{loss}.safetensors")[1]["dev_eer"] for loss in result["dev_eer"]
+    }
     told = result["ascent"]
     assert told["pairs"] == 5 and len(told["judges"]) == 4
     assert all(
