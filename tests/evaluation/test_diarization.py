@@ -560,6 +560,7 @@ def test_der_command(tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert data["corpus"]["der"] == pytest.approx(1 / 9)
     assert data["recordings"]["n"]["der"] == 0
+    assert data["recordings"]["m"]["mapping"] == {"x": "A", "y": "B"} and data["notes"] == []
     assert data["collar_s"] == 0
     code, out, _ = run(
         "der", "--ref", tmp_path / "ref.rttm", "--hyp", tmp_path / "hyp.rttm", "--collar", 0.25, "--skip-overlap"

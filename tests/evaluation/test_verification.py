@@ -115,8 +115,17 @@ def test_thinned_curve_keeps_its_ends_and_lies_on_the_curve() -> None:
     curve = det_curve(rng.normal(size=20_000) + same, same)
     thin = curve.thinned(200)
     assert len(thin.miss) <= 210
-    points = set(zip(curve.miss, curve.false_alarm, strict=True))
-    assert points.issuperset(zip(thin.miss, thin.false_alarm, strict=True))
+    points = set(zip(curve.thresholds, curve.miss, curve.false_alarm, strict=True))
+    assert points.issuperset(zip(thin.thresholds, thin.miss, thin.false_alarm, strict=True))
+    for rate in (
+        thin.miss,
+        thin.false_alarm[::-1],
+    ):  # no step is longer than 1/49, nor a third more than what is before it
+        assert np.diff(rate).max() < 1 / 48
+        small = rate[(rate > 1e-3) & (rate < 0.1)]
+        assert len(small) > 20 and (small[1:] / small[:-1]).max() < 1.35
+    short = det_curve(np.arange(7.0), np.arange(7) % 2 == 0)
+    assert short.thinned(len(short.thresholds)) is short
     assert (thin.miss[0], thin.miss[-1], thin.false_alarm[0], thin.false_alarm[-1]) == (0, 1, 1, 0)
 
 

@@ -76,7 +76,10 @@ def test_no_link_is_followed(tmp_path: Path, exported: Path, name: str, kind: st
     assert not (tmp_path / "t").exists()
 
 
-@pytest.mark.parametrize("damage", ["no hdf5", "cut", "absent", "version", "spec", "count", "shape", "virtual"])
+DAMAGES = ["no hdf5", "cut", "absent", "version", "spec", "count", "shape", "type", "counts' type", "order", "virtual"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_strangers_file_is_one_clear_line(tmp_path: Path, exported: Path, damage: str) -> None:
     if damage == "no hdf5":
         exported.write_bytes(b"not hdf5")
@@ -96,6 +99,18 @@ def test_a_strangers_file_is_one_clear_line(tmp_path: Path, exported: Path, dama
             elif damage == "shape":
                 del group["frames"]
                 group.create_dataset("frames", data=np.ones((3, 5), np.float16))
+            elif damage == "type":
+                data = group["frames"][:]
+                del group["frames"]
+                group.create_dataset("frames", data=data.astype(np.float32))
+            elif damage == "counts' type":
+                data = group["num_frames"][:]
+                del group["num_frames"]
+                group.create_dataset("num_frames", data=data.astype(np.float64))
+            elif damage == "order":
+                data = group["num_frames"][:]
+                del group["num_frames"]
+                group.create_dataset("num_frames", data=data[None])
             else:  # a petabyte that is not there
                 del group["frames"]
                 group.create_dataset("frames", shape=(2**40, 8), dtype="f2", chunks=(1024, 8))

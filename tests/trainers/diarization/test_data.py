@@ -162,6 +162,8 @@ def test_how_many_recordings_are_held_out(tmp_path, fraction, recordings, held):
         sessions = load_sessions(store, config(f"dev_fraction={fraction}", f"seed={seed}"))
         assert (len(sessions.dev), len(sessions.train)) == (held, recordings - held)
         chosen.add(tuple(s.recording for s in sessions.dev))
+        again = load_sessions(store, config(f"dev_fraction={fraction}", f"seed={seed}"))
+        assert [s.id for s in again.dev] == [s.id for s in sessions.dev]
     assert len(chosen) > 1
 
 
