@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -134,6 +135,29 @@ def test_known_voices(folder, tone_run):
     assert [s["name"] for s in told["speakers"]] == ["speaker1", "Ann Lee", "speaker2"]
     assert [s["enrolled"] for s in told["speakers"]] == [False, True, False]
     assert read_rttm("whowhen-out")["x"].speakers == ("speaker1", "Ann_Lee", "speaker2")
+
+
+def test_options_reach_the_answer_and_warnings_are_told(folder, tone_run):
+    meeting(folder / "a.wav")
+    many = {}
+    for words in (
+        ("--max-speakers", 1),
+        ("--speakers", 2),
+        ("--min-speakers", 3, "--max-speakers", 3),
+        ("--device", "cpu"),
+    ):
+        done = run("a.wav", "--run", tone_run, "--json", "--out", "o", *words)
+        told = json.loads(done.stdout)
+        many[words[0]] = len(told["recordings"][0]["speakers"])
+        assert (told["run"], told["out"], told["failed"]) == (str(tone_run), "o", {}) and told["speed"] > 0
+    assert many == {"--max-speakers": 1, "--speakers": 2, "--min-speakers": 3, "--device": 3}
+    config = json.loads((tone_run / "config.json").read_text())
+    spec = config["features"]["fake"]["spec"]
+    spec["settings"]["weights"] = "random:0"
+    shutil.copytree(tone_run, "other")
+    Path("other/config.json").write_text(json.dumps(config))
+    done = run("a.wav", "--run", "other")
+    assert done.stderr.startswith("WARNING fake: UNTRAINED weights (random:0)")
 
 
 def test_features_of_a_store(folder, tone_run, tone_store):
