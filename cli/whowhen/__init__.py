@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from cli.options import CONTEXT, VersionOption
-from cli.whowhen import diarize
+from cli.whowhen import diarize, serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,8 +18,8 @@ app = typer.Typer(
 
 @app.callback()
 def main(version: VersionOption = False) -> None:
-    """Who spoke when, in recordings."""
+    """Who spoke when, in recordings and on the fly."""
 
 
-for command in (diarize.diarize,):
+for command in (diarize.diarize, serve.serve):
     app.command()(command)
