@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,38 @@ class Proxy(nn.Module):
         except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             raise ValueError(f"{file}: not the weights of a proxy ({' '.join(str(error).split())[:200]})") from None
         return proxy.to(device).eval().requires_grad_(False)
+
+    def to_onnx(self, path: str | PathLike[str]) -> None:
+        """An ONNX file of the way from codes to embeddings: input "codes" (batch, frames, n_q) int64 of any batch and two or
+        more frames, output "embedding" (batch, size).
+
+        There is no mask, so examples of one batch are of one length; and the file does not check that codes lie in the books.
+
+        Raises
+        ------
+        ModuleNotFoundError : onnxscript, which PyTorch writes it with, is not installed.
+        """
+        if not find_spec("onnxscript"):
+            raise ModuleNotFoundError(
+                "writing ONNX needs onnxscript, which is not installed; where whowhen was cloned: pip install -e '.[onnx]'"
+            )
+        proxy = copy.deepcopy(self).cpu().eval()
+        codes = torch.zeros(2, 25, self.table.shape[0], dtype=torch.int64)
+        any_of = {
+            0: torch.export.Dim("batch", min=2),
+            1: torch.export.Dim("frames", min=2),
+        }  # a batch of 1 runs as well
+        torch.onnx.export(
+            proxy,
+            (codes,),
+            path,
+            input_names=["codes"],
+            output_names=["embedding"],
+            dynamic_shapes=(any_of,),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
 
 
 def undelayed(given: Tensor, delays: Sequence[int] = MOSHI_DELAYS) -> Tensor:

@@ -187,6 +187,25 @@ def test_the_hard_path_exports_with_any_batch_and_length(proxy: Proxy) -> None:
         torch.testing.assert_close(exported(codes), proxy(codes), atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
+def test_onnx_says_what_torch_says_with_any_batch_and_length(proxy: Proxy, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    proxy.train().to_onnx(tmp_path / "proxy.onnx")
+    assert proxy.training and [file.name for file in tmp_path.iterdir()] == ["proxy.onnx"]
+    session = onnxruntime.InferenceSession(tmp_path / "proxy.onnx")
+    for codes in (some_codes(), some_codes(1, 31, seed=5), some_codes(3, 2, seed=6)):
+        (found,) = session.run(["embedding"], {"codes": codes.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), proxy.eval()(codes), atol=1e-5, rtol=0)
+
+
+def test_onnx_without_its_package_says_what_to_install(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.proxy.network.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"writing ONNX needs onnxscript.*'\.\[onnx\]'"):
+        proxy.to_onnx(tmp_path / "proxy.onnx")
+
+
 def test_it_imports_neither_the_store_nor_moshi() -> None:
     blocked = "import sys; sys.modules.update(dict.fromkeys(('featstore', 'evaluation', 'moshi', 'nemo', 'sklearn')))\n"
     subprocess.run([sys.executable, "-c", f"{blocked}from trainers.proxy import Proxy"], check=True, timeout=60)
