@@ -1,7 +1,8 @@
 """The test that decides: do gradients through the proxy move codes towards a voice, as others than the proxy hear it?
 
 Logits climb towards a target speaker's embedding, their likeliest codes are taken, and judges that had no part in it say
-whether these now sound like the target. Beside it the same towards somebody else and towards nobody, with the same judges.
+whether these now sound like the target. Beside it the same towards somebody else and towards nobody, and what the judges say
+of the target's own voice.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from evaluation.verification import det_curve
 from trainers.proxy.data import Voices
-from trainers.proxy.loop import all_pairs, embed
+from trainers.proxy.loop import embed
 from trainers.proxy.network import Proxy
 
-#: Fixed before the first look at any judge.
-PAIRS, STEPS, RATE, SURE = 40, 60, 0.2, 0.9
+#: Chosen on dev speakers, before any test speaker was climbed to.
+PAIRS, STEPS, RATE, SURE, HEARD = 40, 80, 0.2, 0.9, 0.6
+#: How many strangers a judge lets pass on dev.
+STRANGERS = 0.05
 
 #: Codes of some utterances → vectors (utterances, …), whose cosine is the judge's opinion.
 Judge = Callable[[list[NDArray[np.int16]]], NDArray[np.float32]]
@@ -62,16 +64,25 @@ def vectors_of(codes: NDArray[np.int16], table: NDArray[np.float32]) -> NDArray[
     return found
 
 
-def climb(proxy: Proxy, codes: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
-    """Codes (batch, frames, n_q) after `STEPS` of Adam on logits that begin `SURE` of `codes`, towards unit `targets`."""
+def climb(proxy: Proxy, codes: Tensor, mask: Tensor, targets: Tensor, seed: int) -> Tensor:
+    """Codes (batch, frames, n_q) after `STEPS` of Adam on logits that begin `SURE` of `codes`, towards unit `targets`.
+
+    Straight through, so that what climbs is what codes sound like and not a blend that no code stands for; with Gumbel noise
+    on the logits and on `HEARD` of the frames, another draw at each step, so that it is no matter of single codes.
+    """
     bins = proxy.table.shape[1]
     start = math.log(SURE / (1 - SURE)) + math.log(max(1, bins - 1))
     logits = (start * functional.one_hot(codes, bins)).float().requires_grad_()
     optimizer = torch.optim.Adam([logits], lr=RATE)
+    generator = torch.Generator(codes.device).manual_seed(seed)
     proxy.eval().requires_grad_(False)
     for _ in range(STEPS):
         optimizer.zero_grad()
-        (1 - (proxy(logits, mask) * targets).sum(1)).sum().backward()
+        gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
+        heard = mask & (torch.rand(mask.shape, generator=generator, device=mask.device) < HEARD)
+        heard[:, 0] = True  # a frame at least
+        found = proxy(logits + gumbel, heard, straight_through=True)
+        (1 - (found * targets).sum(1)).sum().backward()
         optimizer.step()
     return logits.detach().argmax(-1)
 
@@ -79,7 +90,8 @@ def climb(proxy: Proxy, codes: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
 def ascent(
     proxy: Proxy, judges: Mapping[str, Judge], dev: Voices, test: Voices, frames: int, seed: int, device: torch.device
 ) -> dict[str, Any]:
-    """The test on pairs of test speakers; each judge accepts from its threshold of equal error on dev.
+    """The test on pairs of test speakers: one's crop climbs towards the other's mean embedding, and judges compare what
+    came of it with other utterances of him. A judge accepts from where it takes `STRANGERS` of dev's strangers.
 
     Parameters
     ----------
@@ -88,59 +100,72 @@ def ascent(
 
     Returns
     -------
-    dict : pairs, the share of codes that changed, and by judge and aim ("target", "wrong", "random") how many of the pairs
-        that the judge did not take for the target's voice before it does so after; and its mean cosine to that voice.
+    dict : pairs, the share of codes that changed, and by judge: how many pairs it had to decide (it did not take the crop for
+        the target's voice before), and by aim ("target", "wrong", "random") how many of these it accepted after, and its
+        mean cosine to that voice; "real": the share that it accepts of crops of the very utterances whose mean was the aim.
     """
     rng = np.random.default_rng([seed, 5])
-    sources, heard, aims = _pairs(test, rng)
-    crops = [test.codes[i][:frames] for i in sources]
+    half = _halves(test)
+    names = sorted(half)
+    drawn = [rng.choice(names, 3, replace=len(names) < 3) for _ in range(PAIRS)]
+    crops = [test.codes[int(rng.choice(np.concatenate(half[source])))][:frames] for source, _, _ in drawn]
     codes = np.zeros((len(crops), frames, proxy.table.shape[0]), np.int64)
     mask = np.zeros(codes.shape[:2], bool)
     for row, crop in enumerate(crops):
         codes[row, : len(crop)], mask[row, : len(crop)] = crop, True
-    known = torch.from_numpy(embed(proxy, test.codes, device))
-    nobody = functional.normalize(
-        torch.from_numpy(rng.standard_normal((len(crops), proxy.size)).astype(np.float32)), dim=1
-    )
+    known = embed(proxy, test.codes, device)
+    towards = {name: _unit(known[half[name][0]].mean(0)) for name in names}
+    aims = {
+        "target": np.stack([towards[target] for _, target, _ in drawn]),
+        "wrong": np.stack([towards[third] for _, _, third in drawn]),
+        "random": _unit(rng.standard_normal((len(crops), proxy.size))).astype(np.float32),
+    }
     moved, changed = {}, {}
-    for aim, targets in {**{k: known[v] for k, v in aims.items()}, "random": nobody}.items():
-        inputs = (torch.from_numpy(codes).to(device), torch.from_numpy(mask).to(device), targets.to(device))
-        after = climb(proxy, *inputs).cpu().numpy()
+    for aim, targets in aims.items():
+        start, counts, to = (torch.from_numpy(array).to(device) for array in (codes, mask, targets))
+        after = climb(proxy, start, counts, to, seed).cpu().numpy()
         changed[aim] = float((after != codes)[mask].mean())
         moved[aim] = [row[keep].astype(np.int16) for row, keep in zip(after, mask, strict=True)]
-    pieces = dev.pieces(frames)
-    left, right, same = all_pairs(pieces)
     told: dict[str, Any] = {}
     for name, judge in {"itself": proxy_judge(proxy, device), **judges}.items():
-        vectors = judge(pieces.codes)
-        threshold = float(det_curve((vectors[left] * vectors[right]).sum(1), same).eer[1])
-        voice = judge(test.codes)[heard]
+        threshold = _threshold(judge, dev.pieces(frames))
+        heard = judge(test.codes)
+        voices = {speaker: _unit(heard[of].mean(0)) for speaker, (_, of) in half.items()}
+        voice = np.stack([voices[target] for _, target, _ in drawn])
         before = (judge(crops) * voice).sum(1)
         open_ = before < threshold
+        real = [
+            float(own @ voices[speaker]) >= threshold
+            for speaker, (of, _) in half.items()
+            for own in judge([test.codes[row][:frames] for row in of])
+        ]
         told[name] = {"threshold": threshold, "pairs": int(open_.sum()), "cosine_before": float(before.mean())}
+        told[name]["real"] = float(np.mean(real))
         for aim, codes_after in moved.items():
-            after = (judge(codes_after) * voice).sum(1)
-            accepted = int((after >= threshold)[open_].sum())
+            cosine = (judge(codes_after) * voice).sum(1)
             told[name][aim] = {
-                "accepted": accepted,
-                "cosine": float(after.mean()),
-                "nearer": int((after > before).sum()),
+                "accepted": int((cosine >= threshold)[open_].sum()),
+                "cosine": float(cosine.mean()),
+                "nearer": int((cosine > before).sum()),
             }
-    settings = {"steps": STEPS, "lr": RATE, "sure": SURE, "frames": frames}
+    settings = {"steps": STEPS, "lr": RATE, "sure": SURE, "heard": HEARD, "strangers": STRANGERS, "frames": frames}
     return {"pairs": len(crops), **settings, "changed_codes": changed, "judges": told}
 
 
-def _pairs(test: Voices, rng: np.random.Generator) -> tuple[list[int], list[int], dict[str, list[int]]]:
-    """Utterances that climb, those that judges compare with, and those whose embedding is the aim: another utterance of
-    the same target speaker where there is one, and one of a third speaker."""
-    names = np.unique(test.speakers)
-    of = {name: np.flatnonzero(test.speakers == name) for name in names}
-    sources, heard, target, wrong = [], [], [], []
-    for _ in range(PAIRS):
-        a, b, c = rng.choice(names, 3, replace=len(names) < 3)
-        first, second = rng.choice(of[b], 2, replace=len(of[b]) < 2)
-        sources.append(int(rng.choice(of[a])))
-        heard.append(int(first))
-        target.append(int(second))
-        wrong.append(int(rng.choice(of[c])))
-    return sources, heard, {"target": target, "wrong": wrong}
+def _unit(vectors: NDArray[Any]) -> NDArray[Any]:
+    found: NDArray[Any] = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return found
+
+
+def _halves(voices: Voices) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """By speaker two halves of the utterances' rows, nothing in common where there are two or more of them."""
+    rows = {str(name): np.flatnonzero(voices.speakers == name) for name in np.unique(voices.speakers)}
+    return {name: (of[::2], of[1::2] if len(of) > 1 else of) for name, of in rows.items()}
+
+
+def _threshold(judge: Judge, dev: Voices) -> float:
+    """From where a judge takes `STRANGERS` of the pieces of other speakers for a voice, the mean of half of its pieces."""
+    half, vectors = _halves(dev), judge(dev.codes)
+    voices = {name: _unit(vectors[of].mean(0)) for name, (of, _) in half.items()}
+    strangers = [vectors[of] @ voices[name] for name in half for other, (_, of) in half.items() if other != name]
+    return float(np.quantile(np.concatenate(strangers), 1 - STRANGERS))

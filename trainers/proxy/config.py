@@ -34,7 +34,8 @@ class ProxyConfig(FitConfig):
     losses: Annotated[Several[str], AfterValidator(_known)] = Field(
         LOSSES, description="each is trained with; the one with the lowest EER on dev, of codes and logits, is kept"
     )
-    steps: Count = Field(2000, description="of training, with each loss")
+    judges: WholeNumber = Field(1, description="more starts of the best loss, which only judge what gradients do")
+    steps: Count = Field(2000, description="of training, with each loss and for each judge")
     speakers: Count = Field(32, description="a step, two crops of each")
     crop_s: Positive = Field(3.0, description="length of a crop")
     lr: Positive = Field(1e-3, description="highest learning rate of AdamW; rises over the first tenth, then falls")

@@ -23,12 +23,14 @@ from trainers.proxy.ascent import ascent, linear_judge, proxy_judge, vectors_of
 from trainers.proxy.config import ProxyConfig
 from trainers.proxy.data import ProxyData, Voices, load_data
 from trainers.proxy.forms import corrupted, logits_of
-from trainers.proxy.loop import SOFT_SHARE, State, Training, candidate, embed
+from trainers.proxy.loop import SOFT_SHARE, State, Training, best_loss, candidate, embed, judge_names
 from trainers.proxy.network import Proxy
 from trainers.runs import Run
 
 #: How many codes are wrong where such are scored.
 WRONG = (0.1, 0.3)
+#: What the right codes have of the probability where there is more doubt than that, and a temperature that takes it away.
+DOUBTFUL, SHARPER = 0.2, 0.5
 
 
 def fit_proxy(
@@ -69,7 +71,7 @@ def _finish(
 ) -> dict[str, Any]:
     config, state, device = run.config, training.state, training.device
     began = time.perf_counter()
-    chosen = min(state.best, key=lambda loss: state.best[loss])
+    chosen = best_loss(config, state)
     tensors, facts = run.read_tensors(candidate(chosen))
     known = [str(s) for s in np.unique(np.concatenate([data.train.speakers, data.dev.speakers]))]
     run.write_tensors(MODEL, tensors, {**facts, "classes": known})  # by which an audit sees who was trained on
@@ -77,11 +79,15 @@ def _finish(
     spaces = _spaces(proxy, data, table, config.seed, device) | _yardsticks(store, data)
     trials = data.trials
     scores = {name: cosine_scores(space, trials.left, trials.right) for name, space in spaces.items()}
+    both = np.concatenate([spaces["proxy"], spaces["proxy_soft"]])
+    scores["proxy_mixed"] = cosine_scores(both, trials.left, trials.right + len(spaces["proxy"]))
     run.write_table(SCORES, score_table(trials, data.test.ids, [str(s) for s in data.test.speakers], scores))
     judges = {"linear discriminants": linear_judge(data.train.pieces(frames), table)}
-    for loss in config.losses:
-        if loss != chosen:
-            judges[f"proxy trained with {loss}"] = proxy_judge(Proxy.load(run.path / candidate(loss), device), device)
+    others = {f"proxy of another start, {k + 1}": name for k, name in enumerate(judge_names(config))}
+    others |= {f"proxy trained with {loss}": loss for loss in config.losses if loss != chosen}
+    judges |= {
+        told: proxy_judge(Proxy.load(run.path / candidate(file), device), device) for told, file in others.items()
+    }
     result = {
         "kind": config.kind,
         "protocol": config.protocol,
@@ -97,7 +103,7 @@ def _finish(
         "parameters": count_parameters(proxy),
         "trainable_parameters": count_parameters(proxy),
         "loss": chosen,
-        "dev_eer": state.best,
+        "dev_eer": {loss: state.best[loss] for loss in config.losses},
         "best_step": facts["step"],
         "steps": state.step,
         "device": str(device),
@@ -136,6 +142,8 @@ def _spaces(
         "proxy": embed(proxy, codes, device),
         "proxy_soft": embed(proxy, codes, device, drawn(logits_of, SOFT_SHARE)),
         "proxy_straight_through": embed(proxy, codes, device, drawn(logits_of, SOFT_SHARE), straight_through=True),
+        "proxy_doubtful": embed(proxy, codes, device, drawn(logits_of, DOUBTFUL)),
+        "proxy_sharpened": embed(proxy, codes, device, drawn(logits_of, DOUBTFUL), temperature=SHARPER),
     }
     for rate in WRONG:
         spaces[f"proxy_corrupted_{100 * rate:.0f}"] = embed(proxy, codes, device, drawn(corrupted, rate))

@@ -1,4 +1,5 @@
-"""Training a proxy with one loss after another, each from its own start; what dev says decides.
+"""Training a proxy with one loss after another, each from its own start; what dev says decides. Then judges: more starts
+of the loss that was best, trained alike, which have no part in what they judge.
 
 Every draw depends on the seed and the step alone, so a run that was killed goes on to exactly the weights it would have had.
 """
@@ -24,14 +25,11 @@ from trainers.diarization.loop import seed_torch
 from trainers.progress import Progress
 from trainers.proxy.config import ProxyConfig
 from trainers.proxy.data import Crops, ProxyData, Voices
-from trainers.proxy.forms import corrupted, logits_of
+from trainers.proxy.forms import logits_of, mixed
 from trainers.proxy.losses import AngularMargin, contrastive, to_teacher
 from trainers.proxy.network import Proxy
 from trainers.runs import Run, RunError
 
-#: In a step with logits the right codes have a share of the probability between these, in one with wrong codes up to
-#: this share of them is wrong.
-_SHARES, _WRONG = (0.3, 0.95), 0.3
 #: What the right codes have of the probability where logits are scored.
 SOFT_SHARE = 0.5
 
@@ -43,14 +41,23 @@ class State:
     step: int = 0  # over all losses
     loss_sum: float = 0.0  # since dev was looked at
     summed: int = 0
-    best: dict[str, float] = field(default_factory=dict)  # loss → lowest EER on dev
+    best: dict[str, float] = field(default_factory=dict)  # loss or judge → lowest EER on dev
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
 
-def candidate(loss: str) -> str:
-    """The file in a run's folder with the best weights of a loss."""
-    return f"candidate-{loss}.safetensors"
+def candidate(name: str) -> str:
+    """The file in a run's folder with the best weights of a loss, or of a judge."""
+    return f"candidate-{name}.safetensors"
+
+
+def judge_names(config: ProxyConfig) -> tuple[str, ...]:
+    return tuple(f"judge{k + 1}" for k in range(config.judges))
+
+
+def best_loss(config: ProxyConfig, state: State) -> str:
+    """The loss with the lowest EER on dev, of those that were trained with so far."""
+    return min((loss for loss in config.losses if loss in state.best), key=lambda loss: state.best[loss])
 
 
 class Training:
@@ -79,7 +86,8 @@ class Training:
         self.crops = Crops(data.train, frames, self.config.speakers)
         self.dev = data.dev.pieces(frames)
         self.state = State()
-        self._start(self.config.losses[0])
+        self.names = (*self.config.losses, *judge_names(self.config))
+        self._start(0)
         if (run.path / LAST).exists():
             self._resume()
         self.began = time.perf_counter() - self.state.seconds
@@ -92,47 +100,48 @@ class Training:
         RunError : the loss is no longer a number.
         """
         config, state = self.config, self.state
-        of = config.steps * len(config.losses)
+        of = config.steps * len(self.names)
         every = max(1, config.steps // config.looks)
         while state.step < of:
             number, inside = divmod(state.step, config.steps)
-            loss = config.losses[number]
+            name = self.names[number]
             if not inside:
-                self._start(loss)
-            value = float(self._step(loss, inside))
+                self._start(number)
+            value = float(self._step(inside))
             state.step += 1
             state.loss_sum, state.summed = state.loss_sum + value, state.summed + 1
             inside += 1
             look = inside % every == 0 or inside == config.steps
             if look:
-                self._look(loss, inside)
+                self._look(number, inside)
             if look or (config.checkpoint_steps and state.step % config.checkpoint_steps == 0):
                 self._save()
-            self.progress.update(state.step, of, f"{loss}, loss {value:.3f}, dev EER {state.best.get(loss, 1):.1%}")
+            self.progress.update(state.step, of, f"{name}, loss {value:.3f}, dev EER {state.best.get(name, 1):.1%}")
             if self.on_step is not None:
                 self.on_step(state)
 
-    def _start(self, loss: str) -> None:
+    def _start(self, number: int) -> None:
         config = self.config
-        with _seeded(config.seed, 1 + config.losses.index(loss)):
+        self.loss = config.losses[number] if number < len(config.losses) else best_loss(config, self.state)
+        with _seeded(config.seed, 1 + number):
             proxy = Proxy(self.table, config.channels, config.size)
-            speakers = len(self.crops.names) if loss == "margin" else 1
+            speakers = len(self.crops.names) if self.loss == "margin" else 1
             head = AngularMargin(config.size, speakers, config.angle, config.scale)
         self.proxy = proxy
         self.model = nn.ModuleDict({"proxy": proxy, "head": head}).to(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
 
-    def _step(self, loss: str, inside: int) -> Tensor:
+    def _step(self, inside: int) -> Tensor:
         config = self.config
         rng = np.random.default_rng([config.seed, self.state.step])
         codes, mask, speakers, owners = self.crops.draw(rng)
-        given = self._form(codes, rng).to(self.device)
+        generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
         proxy, head = self.proxy, self.model["head"]
         proxy.train()
-        embeddings = proxy(given, mask.to(self.device))
-        if loss == "contrastive":
+        embeddings = proxy.embed(mixed(proxy, codes, config.soft, config.corrupted, generator), mask.to(self.device))
+        if self.loss == "contrastive":
             value = contrastive(embeddings, speakers.to(self.device), config.negatives, config.cosine_margin)
-        elif loss == "margin":
+        elif self.loss == "margin":
             value = head(embeddings, speakers.to(self.device))
         else:
             assert self.teacher is not None  # it was read
@@ -145,37 +154,23 @@ class Training:
         self.optimizer.step()
         return value.detach()
 
-    def _form(self, codes: Tensor, rng: np.random.Generator) -> Tensor:
-        """The codes as they are, as logits, or some of them wrong. What straight-through would hand on is the latter:
-        going forward it is the likeliest codes, and only the gradient to the logits, which nobody trains here, differs."""
-        config, bins = self.config, self.table.shape[1]
-        kind, amount, seed = rng.random(), rng.random(), int(rng.integers(1 << 62))
-        generator = torch.Generator().manual_seed(seed)
-        if kind < config.soft:
-            return logits_of(codes, bins, _SHARES[0] + (_SHARES[1] - _SHARES[0]) * amount, generator)
-        if kind < config.soft + config.corrupted:
-            return corrupted(codes, bins, _WRONG * amount, generator)
-        return codes
-
-    def _look(self, loss: str, inside: int) -> None:
-        state, run = self.state, self.run
+    def _look(self, number: int, inside: int) -> None:
+        state, run, name = self.state, self.run, self.names[number]
         mean = state.loss_sum / state.summed
         if not math.isfinite(mean):
-            raise RunError(f"{run.path}: the loss is no longer a number with {loss!r} by step {inside}; lower lr")
+            raise RunError(f"{run.path}: the loss is no longer a number with {self.loss!r} by step {inside}; lower lr")
         proxy = self.proxy
         hard, soft = dev_eers(proxy, self.dev, self.config.seed, self.device)
-        eer = (
-            hard + soft
-        ) / 2  # codes tell voices apart, logits train somebody's model: neither may be paid for by the other
-        if eer < state.best.get(loss, math.inf):
-            state.best[loss] = eer
-            run.write_tensors(
-                candidate(loss), proxy.state_dict(), {**proxy.facts, "loss": loss, "step": inside, "dev_eer": eer}
-            )
-        # Numbers alone, as in every history: which of the config's losses, and steps over all of them.
+        # Codes tell voices apart, logits train somebody's model: neither may be paid for by the other.
+        eer = (hard + soft) / 2
+        if eer < state.best.get(name, math.inf):
+            state.best[name] = eer
+            facts = {**proxy.facts, "loss": self.loss, "step": inside, "dev_eer": eer}
+            run.write_tensors(candidate(name), proxy.state_dict(), facts)
+        # Numbers alone, as in every history: which of the losses, then of the judges, and steps over all of them.
         row = {
             "step": state.step,
-            "number": self.config.losses.index(loss),
+            "number": number,
             "train_loss": mean,
             "dev_eer": hard,
             "dev_eer_soft": soft,
@@ -193,8 +188,7 @@ class Training:
         tensors, facts = self.run.read_tensors(LAST)
         try:
             self.state = State(**facts)
-            number = min((self.state.step - 1) // self.config.steps, len(self.config.losses) - 1)
-            self._start(self.config.losses[number])
+            self._start(min((self.state.step - 1) // self.config.steps, len(self.names) - 1))
             weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
             self.model.load_state_dict(weights | {"proxy.table": self.table})
             load_optimizer(self.optimizer, tensors)

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from trainers.proxy.forms import corrupted, logits_of
+from trainers.proxy.forms import corrupted, logits_of, mixed
 from trainers.proxy.losses import AngularMargin, contrastive, to_teacher
+from trainers.proxy.network import Proxy
 
 
 def unit(*degrees: float) -> torch.Tensor:
@@ -65,3 +66,24 @@ def test_so_many_codes_are_wrong() -> None:
         (corrupted(codes, 256, 0.3, torch.Generator().manual_seed(1)) != codes).float().mean()
     ) == pytest.approx(0.3, abs=0.03)
     assert torch.equal(corrupted(codes, 256, 0.0, torch.Generator().manual_seed(1)), codes)
+
+
+def test_shares_of_a_batch_come_as_logits_and_with_wrong_codes() -> None:
+    proxy = Proxy(torch.randn(4, 64, 24, generator=torch.Generator().manual_seed(0)), channels=16, size=6)
+    codes = torch.randint(64, (200, 12, 4), generator=torch.Generator().manual_seed(1))
+    plain = proxy.frames(codes)
+
+    def kinds(soft: float, wrong: float) -> tuple[float, float, float]:
+        """Shares of crops as they are, with some frames as they are, with none."""
+        same = (mixed(proxy, codes, soft, wrong, torch.Generator().manual_seed(2)) == plain).all(2)
+        whole, some = same.all(1), same.any(1) & ~same.all(1)
+        return float(whole.float().mean()), float(some.float().mean()), float((~same.any(1)).float().mean())
+
+    assert kinds(0, 0) == (1, 0, 0)
+    assert kinds(1, 0) == (0, 0, 1)
+    whole, some, none = kinds(0.3, 0.5)  # in one batch, so that the batch norms see what they are set to
+    assert (
+        whole == pytest.approx(0.2, abs=0.1)
+        and some == pytest.approx(0.5, abs=0.1)
+        and none == pytest.approx(0.3, abs=0.1)
+    )
