@@ -17,6 +17,7 @@ from evaluation.audit import check_run
 from evaluation.chart import chart, test_set, trivial_systems
 from evaluation.findings import findings, whole_against_windows
 from evaluation.flaws import flaws
+from evaluation.proxy import proxies
 from evaluation.results import Plotted, diarization_figures, plot_scores, verification_figures
 from evaluation.rows import Row, RunFacts, expand, read_run, rows_of
 from evaluation.table import experiments_table
@@ -65,6 +66,7 @@ def gather(
         "findings": findings(rows, num_resamples, seed),
         "flaws": flaws(rows),
         "experiments": experiments_table(rows),
+        "proxies": proxies(rows),
         "learning": _learning(rows),
         "whole": [
             {"label": row.label, **split} for row in rows if (split := whole_against_windows(row, num_resamples, seed))

@@ -8,6 +8,7 @@ from typing import Any
 from evaluation import baselines
 from evaluation.answer import der_of, figures_of, unlike_training
 from evaluation.experiments import EXPERIMENTS, called
+from evaluation.proxy import sentences
 from evaluation.results import der_difference, find, paired_difference, same_scope
 from evaluation.rows import Row
 from evaluation.words import points, rate, signed, verdict
@@ -26,7 +27,12 @@ def findings(rows: Sequence[Row], num_resamples: int, seed: int) -> list[Finding
         for row in rows:
             if row.train_fraction < 1 or row.experiment != ("1.5" if id == "1" else id):
                 continue
-            if not row.diarizes:
+            if id == "5":
+                told += [
+                    {"experiment": id, "measure": m, "text": t}
+                    for m, t in sentences(row, seeds_of(row, row.figures["proxy"]))
+                ]
+            elif not row.diarizes:
                 lines = _of_raw(row) if id == "1" else _of_a_probe(row, rows)
                 told += [{"experiment": id, "measure": "EER", "text": line} for line in lines]
             elif row.protocol == "sound":

@@ -25,11 +25,17 @@ _SYSTEMS = {
     "proxy": "proxy",
     "proxy_soft": "proxy on logits, right codes at half of the probability",
     "proxy_straight_through": "proxy on the likeliest codes of these logits",
+    "proxy_mixed": "proxy, codes against such logits",
+    "proxy_doubtful": "proxy on logits, right codes at a fifth",
+    "proxy_sharpened": "proxy on the latter at temperature 0.5",
     "proxy_corrupted_10": "proxy, 10 % of the codes wrong",
     "proxy_corrupted_30": "proxy, 30 % of the codes wrong",
     "mimi": "mean of Mimi's latents of the same audio",
     "titanet": "mean of TitaNet's frames of the same audio",
 }
+
+#: Forms that a proxy's input has in a training loop, which are compared with codes.
+_FORMS = ("proxy_soft", "proxy_straight_through", "proxy_mixed")
 
 #: What each rate sums over a recording, before it is divided by the reference speaker time.
 ERRORS = {
@@ -70,6 +76,14 @@ def verification_figures(row: Row | RunFacts, num_resamples: int, rng: np.random
         values = np.stack([table.systems[system] for table in tables])
         each = [evaluate_scores(v, same).to_json() for v in values]
         figures = {**_mean(each), "interval": None, "against_raw": None, **_spread([e["eer"] for e in each])}
+        if system in _FORMS:
+            codes = np.stack([table.systems["proxy"] for table in tables])
+            against = (
+                eer_intervals(values, same, left, right, rng, baseline=codes, num_resamples=num_resamples)[1]
+                if bootable
+                else None
+            )
+            figures["against_codes"] = against.to_json() if against else None
         if bootable:
             raw = None if system == "raw" else np.stack([table.systems["raw"] for table in tables])
             interval, gap = eer_intervals(values, same, left, right, rng, baseline=raw, num_resamples=num_resamples)
@@ -100,7 +114,9 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
 def plot_scores(row: Row, plotted: Plotted) -> None:
     """Add to `plotted` what is drawn of a probe's row: of several seeds, the first."""
     found = row.files.scores()
-    drawn = ("probe",) if row.protocol == "reference" else ("raw", "probe", "lda")  # more would hide each other
+    drawn = (
+        ("probe",) if row.protocol == "reference" else ("raw", "probe", "lda", "proxy", "proxy_mixed")
+    )  # more would hide each other
     for system in drawn:
         if system not in row.figures:
             continue

@@ -62,12 +62,12 @@ def test_end_to_end(made: tuple[Store, Path], tmp_path: Path) -> None:
     result = fit_proxy(run, store)
     assert json.loads((run.path / "result.json").read_text()) == result
     assert (result["num_utterances"], result["num_speakers"], result["num_dev_speakers"]) == (18, 6, 3)
-    assert result["num_trials"] == 66 and result["steps"] == 36
+    assert result["num_trials"] == 66 and result["steps"] == 48
     assert set(result["dev_eer"]) == {"contrastive", "margin", "teacher"}
     assert result["loss"] == min(result["dev_eer"], key=result["dev_eer"].get)
     assert "UNTRAINED" in result["warnings"][0]
-    systems = ["raw", "raw_centred", "probe", "proxy", "proxy_soft", "proxy_straight_through"]
-    systems += ["proxy_corrupted_10", "proxy_corrupted_30", "titanet"]
+    systems = ["raw", "raw_centred", "probe", "proxy", "proxy_soft", "proxy_straight_through", "proxy_doubtful"]
+    systems += ["proxy_sharpened", "proxy_corrupted_10", "proxy_corrupted_30", "titanet", "proxy_mixed"]
     assert list(result["systems"]) == systems
     table = pq.read_table(run.path / "scores.parquet")
     assert table.column_names[-len(systems) :] == systems and table.num_rows == 66
@@ -105,7 +105,7 @@ def test_end_to_end(made: tuple[Store, Path], tmp_path: Path) -> None:
         loss: run.read_tensors(f"candidate-{loss}.safetensors")[1]["dev_eer"] for loss in result["dev_eer"]
     }
     told = result["ascent"]
-    assert told["pairs"] == 5 and len(told["judges"]) == 4
+    assert told["pairs"] == 5 and len(told["judges"]) == 5 and "proxy of another start, 1" in told["judges"]
     assert all(
         judge[aim]["accepted"] <= judge["pairs"]
         for judge in told["judges"].values()
@@ -121,7 +121,25 @@ def test_end_to_end(made: tuple[Store, Path], tmp_path: Path) -> None:
     row = next(row for row in facts["experiments"] if row["id"] == "5")
     assert row["sound"]["lines"][0]["value"] == result["systems"]["proxy"]["eer"] and row["reference"] is None
     assert facts["failed_checks"] == []
-    assert "proxy, 10 % of the codes wrong" in (tmp_path / "report" / "report.html").read_text()
+    page = (tmp_path / "report" / "report.html").read_text().replace("\u00a0", " ")
+    assert "proxy, 10 % of the codes wrong" in page
+    # What gradients do, with the judge that proves nothing last; the published measure, with vectors that mean nothing.
+    (shown_proxy,) = facts["proxies"]
+    assert [judge["name"] for judge in shown_proxy["judges"]][-1] == "itself" and len(shown_proxy["judges"]) == 5
+    for judge in shown_proxy["judges"]:
+        assert judge["target"] == told["judges"][judge["name"]]["target"]["accepted"]
+        assert judge["wrong"] == told["judges"][judge["name"]]["wrong"]["accepted"]
+    assert "the proxy itself (proves nothing)" in page and "A speaker loss through codes" in page
+    nothing = next(line for line in shown_proxy["published"] if line["name"] == "vectors that mean nothing")
+    assert nothing["all_separation"] == measure["random vectors"]["all_separation"] and nothing["eer"] == 0.5
+    assert f"{nothing['all_separation']:.2f}" in page and "vectors that mean nothing" in page
+    assert [line["value"] for line in shown_proxy["agreement"]] == list(result["agreement"].values())
+    measures = [finding["measure"] for finding in facts["findings"] if finding["experiment"] == "5"]
+    assert measures == ["EER", "EER", "gradient", "published measure"]
+    figures = facts["runs"][0]["figures"]
+    for form in ("proxy_soft", "proxy_mixed", "proxy_straight_through"):
+        gap = figures[form]["against_codes"]["estimate"]
+        assert gap == pytest.approx(figures[form]["eer"] - figures["proxy"]["eer"])
 
 
 class Killed(Exception):
@@ -130,10 +148,10 @@ class Killed(Exception):
 
 def test_a_killed_run_goes_on_to_the_same_weights(made: tuple[Store, Path], tmp_path: Path) -> None:
     store, trials = made
-    settings = config(trials, "losses=margin,contrastive")
+    settings = config(trials, "losses=margin,contrastive")  # and a judge
     whole = Run.create(tmp_path / "whole", settings, store)
     fit_proxy(whole, store)
-    for at in (7, 12, 17):  # inside a loss, between two, inside the second
+    for at in (7, 12, 17, 24, 31):  # inside a loss, between two, inside the second, before the judge, inside it
 
         def kill(state: object, at: int = at) -> None:
             if state.step == at:
@@ -148,6 +166,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(made: tuple[Store, Path], tmp_
         "model.safetensors",
         "candidate-margin.safetensors",
         "candidate-contrastive.safetensors",
+        "candidate-judge1.safetensors",
         "history.csv",
     ):
         assert (run.path / name).read_bytes() == (whole.path / name).read_bytes(), name
