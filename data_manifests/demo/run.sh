@@ -37,6 +37,7 @@ both() { # LANE LANE: side by side; fails where one does
 
 codec() { # 1: what Mimi hears, and what needs nothing else
   extract mimi-utterances mimi "$DEMO/manifest.jsonl" "$STORE"
+  extract mimi-codes mimi-codes "$DEMO/manifest.jsonl" "$STORE"
   extract mimi-sessions mimi "$OUT/sessions/manifest.jsonl" "$STORE"
 }
 voices() { # TitaNet, a window every 0.24 s: it costs most
@@ -58,6 +59,7 @@ together() { # with the voices
   fit fusion fusion "$STORE" "${small[@]}"
   fit fusion fusion-reference "$STORE" "${small[@]}" --protocol reference
   fit cascade cascade "$STORE" --config "$DEMO/cascade.toml"
+  fit proxy proxy "$STORE" --config "$DEMO/proxy.toml" --set trials="$DEMO/trials.txt"
   fit probe probe-titanet "$STORE" --set trials="$DEMO/trials.txt" --set feature=titanet
   fit unfreeze unfreeze-reference "$STORE" --preset small --config "$DEMO/unfreeze.toml" --protocol reference
 }

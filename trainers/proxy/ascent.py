@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from trainers.proxy.data import Voices
+from trainers.proxy.config import ProxyConfig
+from trainers.proxy.data import ProxyData, Voices
 from trainers.proxy.loop import embed
 from trainers.proxy.network import Proxy
 
-#: Chosen on dev speakers, before any test speaker was climbed to.
-PAIRS, STEPS, RATE, SURE, HEARD = 40, 80, 0.2, 0.9, 0.6
+#: Adam's rate, what the logits begin with, how many frames each step hears. Chosen on dev speakers.
+RATE, SURE, HEARD = 0.2, 0.9, 0.6
 #: How many strangers a judge lets pass on dev.
 STRANGERS = 0.05
 
@@ -64,8 +65,8 @@ def vectors_of(codes: NDArray[np.int16], table: NDArray[np.float32]) -> NDArray[
     return found
 
 
-def climb(proxy: Proxy, codes: Tensor, mask: Tensor, targets: Tensor, seed: int) -> Tensor:
-    """Codes (batch, frames, n_q) after `STEPS` of Adam on logits that begin `SURE` of `codes`, towards unit `targets`.
+def climb(proxy: Proxy, codes: Tensor, mask: Tensor, targets: Tensor, steps: int, seed: int) -> Tensor:
+    """Codes (batch, frames, n_q) after `steps` of Adam on logits that begin `SURE` of `codes`, towards unit `targets`.
 
     Straight through, so that what climbs is what codes sound like and not a blend that no code stands for; with Gumbel noise
     on the logits and on `HEARD` of the frames, another draw at each step, so that it is no matter of single codes.
@@ -76,7 +77,7 @@ def climb(proxy: Proxy, codes: Tensor, mask: Tensor, targets: Tensor, seed: int)
     optimizer = torch.optim.Adam([logits], lr=RATE)
     generator = torch.Generator(codes.device).manual_seed(seed)
     proxy.eval().requires_grad_(False)
-    for _ in range(STEPS):
+    for _ in range(steps):
         optimizer.zero_grad()
         gumbel = -torch.empty_like(logits).exponential_(generator=generator).log()
         heard = mask & (torch.rand(mask.shape, generator=generator, device=mask.device) < HEARD)
@@ -88,7 +89,12 @@ def climb(proxy: Proxy, codes: Tensor, mask: Tensor, targets: Tensor, seed: int)
 
 
 def ascent(
-    proxy: Proxy, judges: Mapping[str, Judge], dev: Voices, test: Voices, frames: int, seed: int, device: torch.device
+    proxy: Proxy,
+    judges: Mapping[str, Judge],
+    data: ProxyData,
+    frames: int,
+    config: ProxyConfig,
+    device: torch.device,
 ) -> dict[str, Any]:
     """The test on pairs of test speakers: one's crop climbs towards the other's mean embedding, and judges compare what
     came of it with other utterances of him. A judge accepts from where it takes `STRANGERS` of dev's strangers.
@@ -104,10 +110,10 @@ def ascent(
         the target's voice before), and by aim ("target", "wrong", "random") how many of these it accepted after, and its
         mean cosine to that voice; "real": the share that it accepts of crops of the very utterances whose mean was the aim.
     """
-    rng = np.random.default_rng([seed, 5])
+    rng, dev, test = np.random.default_rng([config.seed, 5]), data.dev.pieces(frames), data.test
     half = _halves(test)
     names = sorted(half)
-    drawn = [rng.choice(names, 3, replace=len(names) < 3) for _ in range(PAIRS)]
+    drawn = [rng.choice(names, 3, replace=len(names) < 3) for _ in range(config.pairs)]
     crops = [test.codes[int(rng.choice(np.concatenate(half[source])))][:frames] for source, _, _ in drawn]
     codes = np.zeros((len(crops), frames, proxy.table.shape[0]), np.int64)
     mask = np.zeros(codes.shape[:2], bool)
@@ -123,12 +129,12 @@ def ascent(
     moved, changed = {}, {}
     for aim, targets in aims.items():
         start, counts, to = (torch.from_numpy(array).to(device) for array in (codes, mask, targets))
-        after = climb(proxy, start, counts, to, seed).cpu().numpy()
+        after = climb(proxy, start, counts, to, config.climb, config.seed).cpu().numpy()
         changed[aim] = float((after != codes)[mask].mean())
         moved[aim] = [row[keep].astype(np.int16) for row, keep in zip(after, mask, strict=True)]
     told: dict[str, Any] = {}
     for name, judge in {"itself": proxy_judge(proxy, device), **judges}.items():
-        threshold = _threshold(judge, dev.pieces(frames))
+        threshold = _threshold(judge, dev)
         heard = judge(test.codes)
         voices = {speaker: _unit(heard[of].mean(0)) for speaker, (_, of) in half.items()}
         voice = np.stack([voices[target] for _, target, _ in drawn])
@@ -148,7 +154,14 @@ def ascent(
                 "cosine": float(cosine.mean()),
                 "nearer": int((cosine > before).sum()),
             }
-    settings = {"steps": STEPS, "lr": RATE, "sure": SURE, "heard": HEARD, "strangers": STRANGERS, "frames": frames}
+    settings = {
+        "steps": config.climb,
+        "lr": RATE,
+        "sure": SURE,
+        "heard": HEARD,
+        "strangers": STRANGERS,
+        "frames": frames,
+    }
     return {"pairs": len(crops), **settings, "changed_codes": changed, "judges": told}
 
 

@@ -46,6 +46,8 @@ class ProxyConfig(FitConfig):
     scale: Positive = Field(30.0, description="margin: of the cosines")
     soft: _Share = Field(0.25, description="of the steps take logits instead of codes")
     corrupted: _Share = Field(0.25, description="of the steps take codes of which some are wrong")
+    pairs: Count = Field(40, description="of speakers, in the gradient test")
+    climb: Count = Field(80, description="steps along the gradient, in that test")
     looks: Count = Field(10, description="times that dev is looked at, with each loss")
     checkpoint_steps: WholeNumber = Field(200, description="steps between checkpoints; 0: at looks only")
 

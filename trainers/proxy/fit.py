@@ -114,7 +114,7 @@ def _finish(
         "systems": {name: evaluate_scores(s, trials.same).to_json() for name, s in scores.items()},
         "published_measure": _published(proxy, data, table, store, config.seed, device),
         "agreement": _agreement(scores),
-        "ascent": ascent(proxy, judges, data.dev, data.test, frames, config.seed, device),
+        "ascent": ascent(proxy, judges, data, frames, config, device),
         "fit_seconds": round(state.seconds, 3),
         "seconds": round(state.seconds + time.perf_counter() - began, 3),
     }

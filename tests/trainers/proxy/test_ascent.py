@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from trainers.proxy import Proxy, ascent
-from trainers.proxy.data import Voices
+from trainers.proxy.config import ProxyConfig
+from trainers.proxy.data import ProxyData, Voices
 
 DEVICE = torch.device("cpu")
 
@@ -24,13 +25,12 @@ def voices(speakers: int, utterances: int = 4, first: int = 0) -> Voices:
     return Voices([f"u{k}" for k in range(len(names))], np.array(names), codes)
 
 
-def test_likeliest_codes_come_nearer_to_the_target_and_padding_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ascent, "STEPS", 60)
+def test_likeliest_codes_come_nearer_to_the_target_and_padding_stays() -> None:
     proxy, generator = small_proxy(), torch.Generator().manual_seed(1)
     codes = torch.randint(12, (3, 20, 2), generator=generator)
     targets = proxy(torch.randint(12, (3, 20, 2), generator=generator))
     mask = torch.arange(20) < torch.tensor([[20], [20], [9]])
-    after = ascent.climb(proxy, codes, mask, targets, 0)
+    after = ascent.climb(proxy, codes, mask, targets, 60, 0)
     before, now = (1 - (proxy(c, mask) * targets).sum(1) for c in (codes, after))
     assert (now < before / 2).all(), (before, now)
     assert torch.equal(after[2, 9:], codes[2, 9:])  # nothing pulls at frames that do not count
@@ -50,12 +50,11 @@ def test_a_judge_lets_one_stranger_in_twenty_pass() -> None:
 
 def test_aims_and_controls_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """A climb that makes exactly the speaker whose embedding it was given: judges must accept all, and no control."""
-    monkeypatch.setattr(ascent, "PAIRS", 12)
     proxy, test, dev = small_proxy(), voices(6), voices(6, first=6)
     known = proxy(torch.arange(6)[:, None, None].expand(6, 20, 2))
 
     def perfect(
-        proxy: Proxy, codes: torch.Tensor, mask: torch.Tensor, targets: torch.Tensor, seed: int
+        proxy: Proxy, codes: torch.Tensor, mask: torch.Tensor, targets: torch.Tensor, steps: int, seed: int
     ) -> torch.Tensor:
         meant = (targets @ known.T).argmax(1)
         nobody = (targets @ known.T).max(1).values < 0.999
@@ -67,7 +66,8 @@ def test_aims_and_controls_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> No
         return (heard / np.linalg.norm(heard, axis=1, keepdims=True))[[int(own[0, 0]) for own in codes]]
 
     monkeypatch.setattr(ascent, "climb", perfect)
-    told = ascent.ascent(proxy, {"a judge": judge}, dev, test, 10, 0, DEVICE)
+    config = ProxyConfig(trials="t", pairs=12)
+    told = ascent.ascent(proxy, {"a judge": judge}, ProxyData(dev, dev, None, test), 10, config, DEVICE)
     found = told["judges"]["a judge"]
     assert found["pairs"] == 12 and found["real"] == 1
     assert [found[aim]["accepted"] for aim in ("target", "wrong", "random")] == [12, 0, 0]

@@ -20,18 +20,22 @@ from featstore import Store
 from tests.codes import make_store
 from tests.sessions import spec
 from trainers.config import ConfigError, FitConfig
-from trainers.proxy import Proxy, ascent
+from trainers.proxy import Proxy
 from trainers.proxy.data import Crops, Voices, load_data
 from trainers.proxy.fit import fit_proxy
 from trainers.runs import Run
 
-SMALL = ("channels=16", "size=8", "steps=12", "speakers=4", "crop_s=1.6", "looks=3", "checkpoint_steps=5")
-
-
-@pytest.fixture(autouse=True)
-def _short_ascent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ascent, "PAIRS", 5)
-    monkeypatch.setattr(ascent, "STEPS", 3)
+SMALL = (
+    "channels=16",
+    "size=8",
+    "steps=12",
+    "speakers=4",
+    "crop_s=1.6",
+    "looks=3",
+    "checkpoint_steps=5",
+    "pairs=5",
+    "climb=3",
+)
 
 
 def write_trials(path: Path, store: Store) -> Path:
