@@ -13,6 +13,7 @@ import soxr
 from featstore import Utterance
 from featstore.corpora import audio
 from featstore.corpora.audio import load
+from featstore.corpora.audio_files import audio_files
 from featstore.testing import speech_like
 from tests.fakes import tone
 
@@ -235,3 +236,14 @@ def test_limits_by_hand(tmp_path: Path) -> None:
     late = write(tmp_path / "inf.wav", wave, 8000, "FLOAT")
     with pytest.raises(ValueError, match="NaN or infinite at 35.000 s"):
         load(utterance(late, 2.0), 8000)
+
+
+@pytest.mark.parametrize(
+    "suffix", ".wav .flac .ogg .opus .mp3 .aiff .aif .aifc .au .caf .w64 .rf64 .sph .nist .oga .WAV".split()
+)
+def test_what_is_called_like_audio_is_audio(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in (f"deep/a{suffix}", f".b{suffix}", "c.txt"):
+        (tmp_path / name).touch()
+    assert audio_files(tmp_path) == audio_files(tmp_path / f"deep/a{suffix}") == [tmp_path / f"deep/a{suffix}"]
+    assert audio_files(tmp_path / "c.txt") == audio_files(tmp_path / f".b{suffix}") == []

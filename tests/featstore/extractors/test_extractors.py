@@ -15,7 +15,7 @@ import torch
 
 from featstore import extractors
 from featstore.extractors import ExtractorError, checked_wave, create, mimi, titanet
-from featstore.extractors.device import agreement, choose_device, choose_precision, probe_wave
+from featstore.extractors.device import agreement, choose_device, choose_precision, pick_device, probe_wave
 from featstore.testing import check_extractor, speech_like
 from tests.conftest import ROOT
 from tests.fakes import FakeExtractor
@@ -134,7 +134,7 @@ class _Spoilt(FakeExtractor):
         super().__init__()
         self.fault, self.calls = fault, 0
         if fault == "path":
-            self.spec = replace(self.spec, settings={"weights": "/home/me/weights"})
+            self.spec = replace(self.spec, settings={"weights": "/data/weights"})
 
     def extract(self, waves: list[np.ndarray]) -> list[np.ndarray]:
         self.calls += 1
@@ -185,6 +185,17 @@ def test_device_and_precision_that_are_none() -> None:
             choose_device(device)
     with pytest.raises(ExtractorError, match="precision 'half': expected auto, float32"):
         choose_precision("half", torch.device("cpu"), lambda precision: np.ones((1, 1)))
+
+
+def test_devices_are_counted_from_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count, there, not_there in ((0, (), ("cuda", "cuda:0")), (2, ("cuda", "cuda:1"), ("cuda:2",))):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert [str(pick_device(name)) for name in (*there, "cpu", "cpu:0")] == [*there, "cpu", "cpu:0"]
+        for name in (*not_there, "cpu:1"):
+            with pytest.raises(
+                ExtractorError, match=rf"device '{name}' is not on this machine \(\d of that kind found\)"
+            ):
+                pick_device(name)
 
 
 def test_agreement_is_the_worst_frame() -> None:

@@ -454,3 +454,14 @@ def test_a_store_without_write_permission_says_so() -> None:
                 path.chmod(0o755)
         assert "Permission denied" in found.stdout, found.stderr
         assert len(featstore.open(folder / "s")) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "batches", "full"),
+    [(10, 31, False), (10, 32, True), (1799, 1, False), (9000, 1, False), (900, 2, True)],
+)
+def test_how_much_is_decoded_ahead(seconds: float, batches: int, full: bool) -> None:
+    """Half an hour of audio or 32 batches, but never less than one batch, however long."""
+    u = Utterance("u", "u.wav", 0.0, seconds, "u")
+    waiting = [([u], {"u"}, [])] * batches
+    assert Pipeline.full.fget(SimpleNamespace(waiting=batches, _waiting=waiting)) is full

@@ -200,6 +200,35 @@ def refuse() -> FakeExtractor:
     raise ValueError("expected a name")
 
 
+def test_what_the_engine_notes_stands_on_stderr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is asked for reaches it."""
+    asked: list[dict[str, object]] = []
+
+    def engine(utterances: list[Utterance], make: object, store: Path, **settings: object) -> tuple[Result, object]:
+        asked.append(settings)
+        settings["note"]("an actor died")
+        print("Ray's own words")
+        return Result("fake", asked=1, done=1), FakeExtractor().spec
+
+    monkeypatch.setattr(ray_engine, "extract", engine)
+    sf.write(tmp_path / "a.wav", tone(1.0), 8000)
+    command = [
+        "extract",
+        str(tmp_path / "a.wav"),
+        "--store",
+        str(tmp_path / "s"),
+        "--feature",
+        "mimi",
+        "--engine",
+        "ray",
+    ]
+    done = CliRunner().invoke(app, [*command, "--actors", "3", "--device", "cpu", "--workers", "2", "--json"])
+    assert done.exit_code == 0, done.output
+    assert "an actor died" in done.stderr and json.loads(done.stdout)["done"] == 1  # and nothing else there
+    (settings,) = asked
+    assert (settings["actors"], settings["gpu"], settings["workers"]) == (3, False, 2)
+
+
 def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ExtractorError, match=r"pip install -e '.\[ray\]'"):

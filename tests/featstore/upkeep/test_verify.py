@@ -549,3 +549,13 @@ def test_what_was_read_is_counted(tmp_path: Path) -> None:
     report = integrity.verify(tmp_path / "s", progress=lambda done, of: told.append((done, of)))
     assert (report.parts, report.utterances, told) == (2, 3, [(1, 2), (2, 2)])
     assert report.bytes == (5 * 16 + 4) + 2 * (2 * 32 + 4) + (2 * 16 + 4) + 2 * (32 + 4)
+
+
+def test_what_is_damaged_again_is_kept_beside_what_was(tmp_path: Path) -> None:
+    (tmp_path / "s" / "index").mkdir(parents=True)
+    for text in ("first", "second", "third", "fourth"):
+        (tmp_path / "s" / "index" / "x").write_text(text)
+        repair._move(tmp_path / "s", tmp_path / "s" / "index" / "x")
+    kept = {path.name: path.read_text() for path in (tmp_path / "s" / "damaged" / "index").iterdir()}
+    assert kept == {"x": "first", "x.1": "second", "x.2": "third", "x.3": "fourth"}
+    assert list((tmp_path / "s" / "index").iterdir()) == []

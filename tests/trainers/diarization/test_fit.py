@@ -23,7 +23,7 @@ from evaluation.rttm import read_rttm, read_uem
 from featstore.settings import table
 from tests.conftest import ROOT
 from tests.sessions import make_store
-from trainers import kinds, presets
+from trainers import distributed, kinds, presets
 from trainers.checkpoint import State, load_best
 from trainers.config import ConfigError, FitConfig
 from trainers.diarization.data import CropSampler, FrameSource, windows
@@ -500,6 +500,9 @@ def test_the_reference_protocol_scores_padding_and_tunes_on_what_it_reports(stor
     assert [list(r[0]) for r in read_uem(run.path / "windows.uem").values()][2] == pytest.approx([8.0, 12.0])  # of 10 s
     assert result["test"]["scored_s"] == pytest.approx(24.0)
     assert any("tuned on the data" in note for note in result["notes"])
+    facts = featstore.open(run.path / "outputs").features["activity"]
+    assert (facts.settings["protocol"], facts.settings["window_frames"], facts.dim) == ("reference", 50, 4)
+    assert facts.model == "adapter on mimi"
 
 
 SMALL = ("ema=0.9", "channel_dropout=true", "input_dropout=0.2", "conv_frames=3", "token_frames=2")
@@ -663,6 +666,25 @@ def test_processes_share_each_batch_and_fill_up_the_last():
     assert shares == [[0, 1, 4, 5], [2, 3, 6, 0]]
     with pytest.raises(ConfigError, match="batch_size 4 cannot be divided among 3 processes"):
         Ranks(0, 3, "cpu").share(range(7), 4)
+
+
+def test_each_process_of_several_takes_its_own_gpu(monkeypatch):
+    """The GPU's number counts on the machine (LOCAL_RANK), the share of a batch over all machines (RANK)."""
+    asked = []
+    for name, value in (("WORLD_SIZE", 4), ("RANK", 3), ("LOCAL_RANK", 1)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_device", asked.append)
+    monkeypatch.setattr("torch.distributed.init_process_group", asked.append)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 3)
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: asked.append("gone"))
+    for device, told in (("auto", "cuda:1"), ("cuda", "cuda:1"), ("cpu", "cpu")):
+        with distributed.group(device) as ranks:
+            assert ranks == Ranks(3, 4, told) and not ranks.first
+    assert asked == ["cuda:1", "nccl", "gone"] * 2 + ["gloo", "gone"]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with distributed.group("auto") as ranks:
+        assert ranks == Ranks(0, 1, "auto")
 
 
 @pytest.mark.slow
