@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.synchronize
 import time
 from pathlib import Path
 
@@ -39,10 +40,13 @@ def tone(seconds: float, rate_hz: int = 8000, hz: float = 300.0, peak: float = 0
 
 
 def slow_extraction(
-    utterances: list[Utterance], store: Path, shard: tuple[int, int] = (0, 1)
+    utterances: list[Utterance],
+    store: Path,
+    shard: tuple[int, int] = (0, 1),
+    together: multiprocessing.synchronize.Barrier | None = None,
 ) -> multiprocessing.process.BaseProcess:
-    """Start an extraction in a process of its own, with tiny parts, for killing."""
-    process = forkserver().Process(target=_extract_slowly, args=(utterances, store, shard))
+    """Start an extraction in a process of its own, with tiny parts, for killing; `together`: when all are there."""
+    process = forkserver().Process(target=_extract_slowly, args=(utterances, store, shard, together))
     process.start()
     return process
 
@@ -54,9 +58,16 @@ def forkserver(*modules: str) -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _extract_slowly(utterances: list[Utterance], store: Path, shard: tuple[int, int]) -> None:
+def _extract_slowly(
+    utterances: list[Utterance],
+    store: Path,
+    shard: tuple[int, int],
+    together: multiprocessing.synchronize.Barrier | None,
+) -> None:
     from featstore.jobs.extract import extract
     from featstore.store import writer
 
+    if together is not None:
+        together.wait()
     writer.PART_BYTES, writer.PART_SECONDS = 2000, 0.1
     extract(utterances, FakeExtractor(slow_s=0.02), store, batch_s=5, shard=shard)

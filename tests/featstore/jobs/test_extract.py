@@ -34,7 +34,7 @@ from featstore.store import lock
 from featstore.store.failures import Failures, settle
 from featstore.upkeep import verify as integrity
 from tests.conftest import ROOT
-from tests.fakes import FakeExtractor, slow_extraction, tone
+from tests.fakes import FakeExtractor, forkserver, slow_extraction, tone
 
 
 def corpus(folder: Path, count: int = 12) -> list[Utterance]:
@@ -140,8 +140,9 @@ def test_many_processes_fill_one_store_at_once(tmp_path: Path) -> None:
     utterances = corpus(tmp_path, 30)
     Path(utterances[7].audio).unlink()
     plain = extract(utterances, FakeExtractor(), tmp_path / "plain", batch_s=5)
-    processes = [slow_extraction(utterances, tmp_path / "s", shard=(i, 4)) for i in range(4)]
-    processes += [slow_extraction(utterances, tmp_path / "s") for _ in range(2)]
+    together = forkserver().Barrier(6)  # else, on a busy machine, one is done before another begins
+    processes = [slow_extraction(utterances, tmp_path / "s", (i, 4), together) for i in range(4)]
+    processes += [slow_extraction(utterances, tmp_path / "s", together=together) for _ in range(2)]
     for process in processes:
         process.join()
     assert [p.exitcode for p in processes] == [0] * 6
