@@ -17,14 +17,16 @@ def user_errors() -> Iterator[None]:
     """Turn ValueError, KeyError and OSError into ``error: …`` and exit code 2; also works as a decorator.
 
     These are the errors that our packages raise about input. Anything else is a fault of the program and shows its
-    traceback, as does a KeyError that carries a bare key and no sentence; exit code 70.
+    traceback, as does a KeyError that carries a bare key and no sentence; exit code 70. On Ctrl-C, `going_on_later` and
+    `starting_over` inside of it know better what to say.
 
     >>> @app.command()
     ... @user_errors()
     ... def command(): ...
     """
     try:
-        yield
+        with _interrupted("nothing was changed; the same command begins anew"):
+            yield
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -37,25 +39,31 @@ def user_errors() -> Iterator[None]:
 
 
 @contextmanager
-def going_on_later(finished: str = "stays") -> Iterator[None]:
-    """Of work that the same command goes on with: Ctrl-C says so, in place of a traceback; exit code 130."""
-    try:
+def going_on_later(finished: str = "stays", how: str = "the same command goes on") -> Iterator[None]:
+    """Of work that can be gone on with: Ctrl-C says what is kept and how; exit code 130."""
+    with _interrupted(f"what was finished {finished}; {how}"):
         yield
-    except KeyboardInterrupt:
-        print(f"interrupted: what was finished {finished}; the same command goes on", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 @contextmanager
 def starting_over(what: str) -> Iterator[None]:
     """Of work that leaves nothing behind, or nothing that counts, where it is interrupted: Ctrl-C says so; exit code 130."""
+    with _interrupted(f"this {what} is not whole and counts for nothing; the same command makes it anew"):
+        yield
+
+
+@contextmanager
+def _interrupted(told: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print(
-            f"interrupted: this {what} is not whole and counts for nothing; what it reads is as it was", file=sys.stderr
-        )
+        print(f"interrupted: {told}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def warn(text: str) -> None:
+    """The one way in which commands warn: a line on stderr."""
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def message(error: BaseException) -> str:

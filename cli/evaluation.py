@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.errors import user_errors
+from cli.errors import starting_over, user_errors
 from cli.options import CONTEXT, VersionOption
 
 if TYPE_CHECKING:
@@ -196,7 +196,8 @@ def report(
     from cli import tables
     from evaluation.report import report as make
 
-    facts = make(runs, out, num_resamples=bootstrap or 1000, seed=seed or 0)
+    with starting_over("report"):
+        facts = make(runs, out, num_resamples=bootstrap or 1000, seed=seed or 0)
     tables.warn(facts["warnings"])
     if as_json:
         print(json.dumps(facts))

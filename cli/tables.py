@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cli.errors import warn as say
+
 if TYPE_CHECKING:
     from evaluation.bootstrap import Interval
     from evaluation.diarization import DiarizationErrors, DiarizationResult
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 def warn(warnings: Iterable[str]) -> None:
     """One line each on stderr."""
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(warning)
 
 
 def _console() -> Console:

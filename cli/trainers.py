@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cli.errors import user_errors
+from cli.errors import going_on_later, user_errors, warn
 from cli.options import CONTEXT, VersionOption
 from trainers import kinds, presets
 
@@ -100,7 +101,7 @@ def fit(
 
     opened = featstore.open(store)
     if seeds is not None:
-        with bar(kind.value) as shown:
+        with _kept(out, resume), bar(kind.value) as shown:
             results = fit_seeds(made, opened, out, seeds, resume=resume, progress=shown)
         if as_json:
             print(json.dumps(results))
@@ -109,12 +110,17 @@ def fit(
         return
     run = Run.create(out, made, opened, resume=resume)
     function = kinds.function_of(kind.value)
-    with bar(kind.value) as shown:
+    with _kept(out, resume), bar(kind.value) as shown:
         result = function(run, opened, progress=shown)
     if as_json:
         print(json.dumps(result))
     elif result:
         _show(result, out)
+
+
+def _kept(out: Path, resume: bool) -> AbstractContextManager[None]:
+    how = f"the same command{'' if resume else ' with --resume'} goes on (a probe or cascade begins anew, in a minute or two)"
+    return going_on_later(f"is in {out}", how)
 
 
 @app.command("settings")
@@ -129,7 +135,7 @@ def settings_(kind: Annotated[Kind, typer.Argument(help="A kind of run, as for f
 def _show(result: dict[str, Any], out: Path) -> None:
     """A few lines for people; all of it is in result.json."""
     for warning in result["warnings"]:
-        print(f"WARNING {warning}")
+        warn(warning)
     if result["kind"] == "probe":
         pieces = f" and {result['num_pieces']} pieces of {result['piece_s']:g} s" if result["num_pieces"] else ""
         print(
@@ -174,8 +180,8 @@ def _show_spread(results: dict[str, Any], out: Path) -> None:
     """A line for every seed, and one for all of them."""
     from trainers.seeds import spread
 
-    told = dict.fromkeys(warning for result in results.values() for warning in result["warnings"])
-    print("".join(f"WARNING {warning}\n" for warning in told), end="")
+    for warning in dict.fromkeys(warning for result in results.values() for warning in result["warnings"]):
+        warn(warning)
     found = spread(results)
     for name, value in found["values"].items():
         print(f"  {out / name}  {found['measure']} {'—' if value is None else format(value, '7.2%')}")

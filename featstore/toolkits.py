@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,11 +109,15 @@ def export_lhotse(
     ------
     ValueError : as `to_lhotse`; the folder holds files already.
     """
-    cuts, target = to_lhotse(store, feature), _folder(folder)
+    cuts = to_lhotse(store, feature)
     from lhotse import CutSet, NumpyHdf5Writer
     from lhotse.utils import fastcopy
 
-    with NumpyHdf5Writer(target / "features.h5") as out, CutSet.open_writer(target / "cuts.jsonl.gz") as listed:
+    with (
+        _folder(folder) as target,
+        NumpyHdf5Writer(target / "features.h5") as out,
+        CutSet.open_writer(target / "cuts.jsonl.gz") as listed,
+    ):
         for done, cut in enumerate(cuts, start=1):
             key = out.write(quote(cut.id, safe=""), cut.load_features())  # in HDF5, a slash would make a group
             kept = fastcopy(cut.features, storage_type=out.name, storage_path=str(out.storage_path), storage_key=key)
@@ -146,11 +151,6 @@ def export_kaldi(
     for text in (*voices, *voices.values(), *(u.split for u in found)):
         if text and text.split() != [text]:
             raise ValueError(f"{store.address}: {text!r} holds white space, which ends a name for Kaldi")
-    target = _folder(folder)
-    with WriteHelper(f"ark,scp:{target / 'feats.ark'},{target / 'feats.scp'}") as out:
-        for done, u in enumerate(found, start=1):
-            out(u.id, store.frames(name, u.id).astype(np.float32))
-            progress(done, len(found))
     spoken: dict[str, list[str]] = {}
     for id, voice in voices.items():
         spoken.setdefault(voice, []).append(id)
@@ -160,16 +160,28 @@ def export_kaldi(
         "utt2dur": {u.id: f"{u.duration_s:.3f}" for u in found},
         "utt2split": {u.id: u.split or "-" for u in found},
     }
-    for file, rows in tables.items():
-        (target / file).write_text("".join(f"{key} {value}\n" for key, value in rows.items()), encoding="utf-8")
+    with _folder(folder) as target:
+        with WriteHelper(f"ark,scp:{target / 'feats.ark'},{target / 'feats.scp'}") as out:
+            for done, u in enumerate(found, start=1):
+                out(u.id, store.frames(name, u.id).astype(np.float32))
+                progress(done, len(found))
+        for file, rows in tables.items():
+            (target / file).write_text("".join(f"{key} {value}\n" for key, value in rows.items()), encoding="utf-8")
 
 
-def _folder(folder: str | PathLike[str]) -> Path:
+@contextmanager
+def _folder(folder: str | PathLike[str]) -> Iterator[Path]:
+    """An empty folder, and empty again where it is left half filled."""
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target}: exists already; choose another folder or empty it")
     target.mkdir(parents=True, exist_ok=True)
-    return target
+    try:
+        yield target
+    except BaseException:
+        for path in target.iterdir():
+            path.unlink()
+        raise
 
 
 def _feature(store: Store, feature: str | None) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.errors import going_on_later, user_errors
+from cli.errors import going_on_later, user_errors, warn
 from cli.featstore.options import JsonOption, StoreOption
 from cli.progress import Bar, bar
 
@@ -90,11 +90,9 @@ def extract(
     from featstore.corpora.manifest import ignored_keys, read_manifest
 
     _check_engine(engine, shard, ray_address, actors, device)
-    utterances = read_manifest(
-        manifest, split=split, audio_root=audio_root, note=lambda text: _note(f"warning: {text}")
-    )
+    utterances = read_manifest(manifest, split=split, audio_root=audio_root, note=warn)
     if ignored := ignored_keys(manifest):
-        _note(f"warning: {manifest}: keys that nothing here reads: {', '.join(ignored)}")
+        warn(f"{manifest}: keys that nothing here reads: {', '.join(ignored)}")
     piece = _shard(shard)
     if engine == "ray" and weights not in (None, "demo") and Path(weights).exists():
         weights = str(Path(weights).resolve())  # an actor's working folder is another
@@ -109,7 +107,10 @@ def extract(
         run = partial(_here, extractor, workers=workers, shard=piece)
     # A rented machine is told to stop with SIGTERM: end like Ctrl-C, with what is finished committed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with going_on_later("is in the store"), bar(f"{feature} of {len(utterances)} utterances") as shown:
+    with (
+        going_on_later("is in the store"),
+        bar(f"{feature} of {len(utterances)} utterance{'' if len(utterances) == 1 else 's'}") as shown,
+    ):
         result, spec = run(utterances, store, batch_s=batch_s, resume=resume, progress=_shows(shown))
     if engine == "ray":
         _warn(spec)
@@ -187,7 +188,7 @@ def _note(text: str) -> None:
 
 def _warn(spec: FeatureSpec) -> None:
     if spec.warning:
-        _note(f"warning: {spec.warning}")
+        warn(spec.warning)
 
 
 def _check_engine(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.errors import user_errors
+from cli.errors import user_errors, warn
 from cli.featstore.options import JsonOption, StoreArgument
 
 if TYPE_CHECKING:
@@ -63,10 +62,7 @@ def relabel(
             print(f"  {line}")
     if done.unknown:
         more = ", …" if len(done.unknown) > 3 else ""
-        print(
-            f"warning: {len(done.unknown)} id(s) of {manifest} are not in {store}: {', '.join(done.unknown[:3])}{more}",
-            file=sys.stderr,
-        )
+        warn(f"{len(done.unknown)} id(s) of {manifest} are not in {store}: {', '.join(done.unknown[:3])}{more}")
 
 
 def _changes(done: Relabelled) -> list[str]:

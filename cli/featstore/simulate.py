@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cli.errors import user_errors
+from cli.errors import going_on_later, user_errors
 from cli.featstore.options import JsonOption
 from cli.progress import bar
 
@@ -46,7 +46,7 @@ def simulate(
 
     plan = read_recipe(recipe)
     utterances = read_manifest(manifest)
-    with bar(f"simulating {plan.name}") as shown:
+    with going_on_later(f"is in {out}"), bar(f"simulating {plan.name}") as shown:
         report = run(
             utterances,
             plan,

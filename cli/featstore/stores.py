@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.errors import user_errors
+from cli.errors import going_on_later, user_errors
 from cli.featstore.options import JsonOption, ReadableArgument, StoreArgument
 from cli.progress import bar
 
@@ -76,7 +77,7 @@ def verify(
     """
     from featstore.upkeep.verify import verify as run
 
-    with bar("verifying parts") as shown:
+    with going_on_later("needs no repair any more") if repair else nullcontext(), bar("verifying parts") as shown:
         report = run(store, repair=repair, progress=shown.update)
     wrong = [f for f in report.findings if not (report.busy and f.leftover)]
     if as_json:
@@ -137,7 +138,7 @@ def compact(
     from featstore.upkeep.compact import MERGED_BYTES
     from featstore.upkeep.compact import compact as run
 
-    with bar("compacting parts") as shown:
+    with going_on_later(), bar("compacting parts") as shown:
         done = run(store, part_bytes=(part_mb or 0) << 20 or MERGED_BYTES, progress=shown.update)
     if as_json:
         print(json.dumps({"store": str(store), **vars(done)}))

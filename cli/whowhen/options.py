@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from cli.errors import warn
 
 if TYPE_CHECKING:
     from diarizer.diarizer import Diarizer
@@ -42,7 +43,7 @@ def opened(run: Path | None, weights: list[str] | None, device: str | None, enro
         moved[feature] = path
     made = diarizer.load(run, weights=moved, device=device or "auto")
     for warning in made.warnings:
-        print(f"WARNING {warning}", file=sys.stderr)
+        warn(warning)
     for pair in enrol or []:
         name, equals, path = pair.partition("=")
         if not equals or not name.strip() or not path:

@@ -24,6 +24,10 @@ _BUILT_IN = {
 }
 
 
+def nobody(seconds: float) -> None:
+    """What an encoder tells while nobody listens."""
+
+
 class ExtractorError(ValueError):
     """An encoder cannot be made or cannot take its input; the text says what to do."""
 
@@ -36,6 +40,7 @@ class Extractor(Protocol):
     ----------
     spec : what the frames are; fixed when the extractor is made.
     device, batch_s : optional; "cpu", "cuda:0", …, and the seconds of audio that suit one call.
+    told : optional; who has it calls it, from any thread, with the seconds of audio that it has done since the last call.
     codebooks : of codes only; what makes vectors of them (`featstore.Codebooks`).
     """
 

@@ -105,10 +105,14 @@ def each(function: Callable[[A], B], items: Sequence[A], device: torch.device) -
     threads = torch.get_num_threads()
     if device.type != "cpu" or threads == 1:
         return [run(item) for item in items]
+    pool, interrupted = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)), False
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(run, items))
+        return list(pool.map(run, items))
+    except KeyboardInterrupt:
+        interrupted = True  # an item may be hours of audio
+        raise
     finally:
+        pool.shutdown(wait=not interrupted, cancel_futures=True)
         torch.set_num_threads(threads)
 
 

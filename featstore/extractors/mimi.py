@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featstore.extractors import checked_frames, checked_wave, sources
+from featstore.extractors import checked_frames, checked_wave, nobody, sources
 from featstore.extractors import weights as weights_of
 from featstore.extractors.device import (
     PRECISIONS,
@@ -172,6 +172,7 @@ class MimiExtractor:
         self._device = choose_device(device)
         self.device = str(self._device)
         self.batch_s = SIDE_BY_SIDE_S if self._device.type == "cpu" else None
+        self.told: Callable[[float], None] = nobody
         source = sources.resolve(weights, file=WEIGHTS_FILE, demo="mimi-nano.safetensors", suffixes=(".safetensors",))
         model, sha256 = load_mimi(source)
         self._model = model.eval().to(self._device)
@@ -228,7 +229,7 @@ class MimiExtractor:
             shared = {id(tensor): tensor for tensor in (*self._model.parameters(), *self._model.buffers())}
             model = copy.deepcopy(self._model, shared)
         try:
-            return _stream(model, wave, PIECE_FRAMES[self._device.type])
+            return _stream(model, wave, PIECE_FRAMES[self._device.type], self.told)
         finally:
             self._spare.append(model)
 
@@ -241,7 +242,9 @@ def _latent(model: MimiModel, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return latent.transpose(1, 2).float().cpu().numpy()
 
 
-def _stream(model: MimiModel, wave: NDArray[np.float32], piece_frames: int) -> NDArray[np.float32]:
+def _stream(
+    model: MimiModel, wave: NDArray[np.float32], piece_frames: int, told: Callable[[float], None]
+) -> NDArray[np.float32]:
     """``(samples,)`` → ``(frames, 512)``, in pieces through the streaming state where it is longer than one."""
     num_frames, step = _num_frames(wave), piece_frames * FRAME_SAMPLES
     if num_frames <= piece_frames:
@@ -252,6 +255,7 @@ def _stream(model: MimiModel, wave: NDArray[np.float32], piece_frames: int) -> N
         for at in range(0, num_frames, piece_frames):
             piece = _filled(wave[at * FRAME_SAMPLES : at * FRAME_SAMPLES + step])
             frames[at : at + piece_frames] = _latent(model, piece[None])[0]
+            told(len(piece) / SAMPLE_RATE_HZ)
     return frames
 
 

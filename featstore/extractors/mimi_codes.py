@@ -103,7 +103,7 @@ class MimiCodesExtractor:
         quantizer.set_num_codebooks(n_q)
         quantizer_sha256 = weights_of.state_sha256(quantizer.state_dict())
         self.codebooks = _codebooks(quantizer)
-        self.device, self.batch_s = self._mimi.device, self._mimi.batch_s
+        self.device, self.batch_s, self.told = self._mimi.device, self._mimi.batch_s, self._mimi.told
         self._quantizer = quantizer.to(self.device)
         inner = self._mimi.spec
         self.spec = FeatureSpec(
@@ -125,6 +125,7 @@ class MimiCodesExtractor:
     def extract(self, waves: Sequence[NDArray[np.float32]]) -> list[NDArray[np.int16]]:
         """See `featstore.extractors.Extractor.extract`: each ``(samples,)`` → ``(ceil(samples / 1920), n_q)`` int16."""
         with torch.inference_mode():
+            self._mimi.told = self.told
             return [self._codes(latent) for latent in self._mimi.extract(waves)]
 
     def _codes(self, latent: NDArray[np.float32]) -> NDArray[np.int16]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featstore.extractors import ExtractorError, checked_frames, checked_wave, sources
+from featstore.extractors import ExtractorError, checked_frames, checked_wave, nobody, sources
 from featstore.extractors import titanet_windows as windows
 from featstore.extractors.device import PRECISIONS, SIDE_BY_SIDE_S, choose_device, choose_precision, each, probe_wave
 from featstore.extractors.titanet_dense import embed_dense
@@ -68,6 +68,7 @@ class TitaNetExtractor:
         self._device = choose_device(device)
         self.device = str(self._device)
         self.batch_s = SIDE_BY_SIDE_S if self._device.type == "cpu" and mode == "dense" else None
+        self.told: Callable[[float], None] = nobody
         source = sources.resolve(
             weights, file=WEIGHTS_FILE, demo="titanet-nano.safetensors", suffixes=(".nemo", ".safetensors")
         )
@@ -114,10 +115,10 @@ class TitaNetExtractor:
         with torch.inference_mode():
             signal, net = torch.tensor(wave, device=self._device), self._net(precision)
             if self._mode == "dense":
-                found = embed_dense(signal, computed, self._log_mel, net)
+                found = embed_dense(signal, computed, self._log_mel, net, self.told)
             else:
                 batch = BATCH_WINDOWS[self._device.type]
-                found = windows.embed_windows(signal, computed, self._log_mel, net, batch)
+                found = windows.embed_windows(signal, computed, self._log_mel, net, batch, self.told)
         frames: NDArray[np.float32] = found.cpu().numpy()
         nearest = np.ceil(np.arange(num_frames) / self._hop - 0.5).clip(max=len(frames) - 1)
         return frames[nearest.astype(np.int64)]

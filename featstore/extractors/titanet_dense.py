@@ -7,6 +7,8 @@ frame takes from the 1.5 s around itself; only the attentive pooling is done win
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -22,13 +24,20 @@ STRETCH = 6000
 _FLOOR = -20.0
 
 
-def embed_dense(wave: Tensor, computed: range, log_mel: LogMel, net: WindowNet) -> Tensor:
+def embed_dense(
+    wave: Tensor,
+    computed: range,
+    log_mel: LogMel,
+    net: WindowNet,
+    told: Callable[[float], None] = lambda seconds: None,
+) -> Tensor:
     """Embeddings of the 1.5 s around Mimi's frames, as `titanet_windows.embed_windows` but approximately.
 
     Parameters
     ----------
     wave : ``(samples,)`` float32 at 16 kHz.
     computed : frames to embed; frame i is centred on sample 640 + 1280 i.
+    told : called with the seconds of audio of each stretch.
 
     Returns
     -------
@@ -43,6 +52,7 @@ def embed_dense(wave: Tensor, computed: range, log_mel: LogMel, net: WindowNet) 
         if len(here):
             first = max(0, begin - margin)
             out.append(_stretch(mel[first : begin + STRETCH + margin], here - first, net))
+            told(min(STRETCH, len(mel) - begin) / 100)
     return torch.cat(out)
 
 

@@ -6,6 +6,7 @@ once, and goes through the network of `titanet_network`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -83,7 +84,14 @@ def bounds(frame: int, samples: int) -> tuple[int, int]:
     return max(0, start), min(samples, start + WINDOW_SAMPLES)
 
 
-def embed_windows(wave: Tensor, computed: range, log_mel: LogMel, net: WindowNet, batch: int) -> Tensor:
+def embed_windows(
+    wave: Tensor,
+    computed: range,
+    log_mel: LogMel,
+    net: WindowNet,
+    batch: int,
+    told: Callable[[float], None] = lambda seconds: None,
+) -> Tensor:
     """Embeddings of the 1.5 s windows centred on Mimi's frames.
 
     Parameters
@@ -92,6 +100,7 @@ def embed_windows(wave: Tensor, computed: range, log_mel: LogMel, net: WindowNet
     computed : frames to embed. Frame i is centred on sample 640 + 1280 i; its window is cut off at
         the wave's ends.
     batch : windows at once.
+    told : called with the seconds of audio that each batch of full windows stands for.
 
     Returns
     -------
@@ -124,6 +133,7 @@ def embed_windows(wave: Tensor, computed: range, log_mel: LogMel, net: WindowNet
         windows[:, :2] = _first_frames(heads[at:stop], log_mel)
         windows[:, -1] = _last_frame(tails[at:stop], log_mel)
         out[full[0] + at : full[0] + stop] = net(windows)
+        told((stop - at) * step / SAMPLE_RATE_HZ)
 
     each(embed_full, range(0, len(full), batch), wave.device)
     return out

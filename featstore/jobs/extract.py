@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def extract(
     batch_s : seconds of audio a batch, padding counted; `usual_batch_s` without it. Longer utterances go alone.
     resume : False refuses a store that holds any of `utterances` already.
     shard : ``(i, n)`` takes the i-th of n shares of like size; n processes or machines share one store so.
-    progress : called after each batch.
+    progress : called after each batch, and where the encoder tells more often, then.
 
     Raises
     ------
@@ -53,22 +54,39 @@ def extract(
     started = time.monotonic()
     with Pipeline(extractor, store, workers) as pipeline:
         result = pipeline.result
+        under_way_s, stopped = 0.0, False
+
+        def heard(seconds: float) -> None:  # from the encoder's threads
+            nonlocal under_way_s
+            if stopped:
+                raise InterruptedError
+            under_way_s += seconds
+            progress(replace(result, audio_s=result.audio_s + under_way_s, wall_s=time.monotonic() - started))
+
+        if hasattr(extractor, "told"):
+            extractor.told = heard
         missing = {u.id for u in pipeline.out.missing(utterances)}
         batch_s = batch_s or usual_batch_s(extractor)
         todo = unfinished(utterances, missing, result, pipeline.out.store, batch_s=batch_s, resume=resume, shard=shard)
 
         def step() -> None:
+            nonlocal under_way_s
             pipeline.step()
+            under_way_s = 0.0
             result.wall_s = time.monotonic() - started
             progress(result)
 
-        for batch in todo:
-            if pipeline.full:
+        try:
+            for batch in todo:
+                if pipeline.full:
+                    step()
+                pipeline.submit(batch, missing)
+            while pipeline.waiting:
                 step()
-            pipeline.submit(batch, missing)
-        while pipeline.waiting:
-            step()
-        pipeline.drain()
+            pipeline.drain()
+        except BaseException:
+            stopped = True
+            raise
     failures.settle(Path(store), result.feature, Store(Path(store)).index(result.feature).rows)
     result.wall_s = time.monotonic() - started
     progress(result)

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from featstore.files import naming
+from featstore.remote.endpoint import endpoint
 from featstore.store import layout
 from featstore.store.layout import StoreError
 
@@ -29,8 +30,8 @@ LISTING = "listing.json"
 TRANSFERS, UPLOADS, PIECE_BYTES = 4, 2, 8 << 20
 
 
-#: Bytes of a file between two looks at whether to stop.
-_SIP_BYTES = 128 << 10
+#: Bytes of a file between two looks at whether to stop, as it comes and as it goes (the least that S3 takes for a part).
+_SIP_BYTES, _PART_BYTES = 128 << 10, 5 << 20
 
 
 #: Requests that fail with a server error, a reset or a time-out are repeated; so is what fails half-way, as a whole. A
@@ -80,9 +81,11 @@ class Remote:
         self._obstore = obstore
         self.web = url.startswith("http")
         #: The S3 server that the environment names; "" for Amazon's.
-        self.endpoint = _endpoint() if url.startswith("s3:") else ""
+        self.endpoint = endpoint() if url.startswith("s3:") else ""
         #: Set to end what is under way.
         self.stopped = False
+        #: Called, from any thread, with a file's path and the bytes of it that have come or gone.
+        self.told: Callable[[str, int], None] = lambda path, count: None
         self._pool = ThreadPoolExecutor(TRANSFERS)  # without threads until something large is read
         settings: dict[str, Any] = {
             "client_options": {
@@ -230,15 +233,31 @@ class Remote:
             raise StoreError(f"{self.url}/{path}: {found.meta['size']} bytes, expected {size}; not read")
         for sip in found.stream(_SIP_BYTES):
             file.write(sip)
-            if self.stopped:
-                raise StoreError(f"{self.url}/{path}: stopped")
+            self._moved(path, file.tell())
         if file.tell() != size:
             raise OSError(f"{file.tell()} of {size} bytes came")
 
     def upload(self, path: str, data: bytes | Path) -> int:
         """Write a file, whole or not at all. Returns the bytes moved."""
-        self._call(path, lambda: self._obstore.put(self._store, path, data, max_concurrency=UPLOADS))
-        return data.stat().st_size if isinstance(data, Path) else len(data)
+        size = data.stat().st_size if isinstance(data, Path) else len(data)
+
+        def pieces() -> Iterator[bytes]:
+            with open(data, "rb") as file:
+                while piece := file.read(_PART_BYTES):
+                    yield piece
+                    self._moved(path, file.tell())
+
+        def put() -> None:
+            what = pieces() if isinstance(data, Path) and size > _PART_BYTES else data
+            self._obstore.put(self._store, path, what, chunk_size=_PART_BYTES, max_concurrency=UPLOADS)
+
+        self._call(path, put)
+        return size
+
+    def _moved(self, path: str, count: int) -> None:
+        self.told(path, count)
+        if self.stopped:
+            raise StoreError(f"{self.url}/{path}: stopped")
 
     def files(self) -> dict[str, int]:
         """Bytes of every file by path.
@@ -268,30 +287,6 @@ class Remote:
             if not _SAFE.fullmatch(path) or ".." in path.split("/") or not isinstance(size, int) or size < 0:
                 raise StoreError(f"{self.url}: {path!r}, {size!r} bytes, is no file of a store")
         return found
-
-
-def _endpoint() -> str:
-    """The S3 server that the AWS_… variables name, "" for none; refuses what obstore would fail over.
-
-    obstore reads these variables by itself, and takes an empty one for an address; what it is told goes before them.
-
-    Raises
-    ------
-    StoreError
-    """
-    variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    for name, value in variables.items():
-        if re.search(r"[\x00-\x1f\x7f]", value):
-            raise StoreError(f"{name}: holds a control character (a line break?); set it again without")
-        if name.startswith("AWS_ENDPOINT") and value and not re.fullmatch(r"https?://[!-~]+", value):
-            raise StoreError(f"{name}: expected http://HOST:PORT or https://HOST, found {value!r}")
-    named = [variables.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")]
-    if named[0] == "":  # which nothing that obstore is told goes before
-        raise StoreError("AWS_ENDPOINT_URL_S3: is empty; unset it, or name the server")
-    if not any(named) and "" in named:
-        region = variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION") or "us-east-1"
-        return f"https://s3.{region}.amazonaws.com"
-    return next(filter(None, named), "")
 
 
 def first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -37,6 +37,9 @@ from featstore.types import FeatureSpec
 Parts = dict[str, dict[str, dict[str, int]]]
 #: Has an action, which returns the bytes it moved, done with each path, side by side.
 Move = Callable[[Callable[[str], int], Iterable[str]], None]
+
+#: Seconds between two looks at how far the files under way are.
+_LOOK_EVERY_S = 0.5
 
 
 @dataclass
@@ -158,15 +161,22 @@ def _moving(
     of, done = sum(sizes.values()), 0
     progress(0, of)
     pool = ThreadPoolExecutor(TRANSFERS)
+    under_way: dict[str, int] = {}
+    remote.told = under_way.__setitem__  # by the threads
+
+    def shown() -> None:
+        progress(done + sum(list(under_way.values())), of)
 
     def move(action: Callable[[str], int], paths: Iterable[str]) -> None:
         nonlocal done
-        paths = list(paths)
-        for path, count in zip(paths, pool.map(action, paths), strict=True):  # counted here, by one thread
-            transfer.bytes += count
+        for path, moving in [(path, pool.submit(action, path)) for path in paths]:  # counted here, by one thread
+            while wait([moving], _LOOK_EVERY_S).not_done:
+                shown()
+            transfer.bytes += moving.result()
             transfer.seconds = time.monotonic() - began
             done += sizes[path]
-            progress(done, of)
+            under_way.pop(path, None)
+            shown()
 
     try:
         yield todo, transfer, move

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ def mix(
     others: Sequence[Utterance],
     failures: list[dict[str, str]],
     tracks: dict[str, NDArray[np.float32]] | None = None,
+    told: Callable[[float], None] = lambda share: None,
 ) -> tuple[NDArray[np.float32], list[Turn], dict[str, Any]]:
     """Mix a session.
 
@@ -36,6 +37,7 @@ def mix(
     failures : noise that could not be used is appended, as ``{"id": …, "error": …}``.
     tracks : filled with each voice alone, as it is in the mixture: in the room, at its level, before band limit and codec.
         With the noise they add up to what the channel was given.
+    told : called with the share of the pieces that are in.
 
     Returns
     -------
@@ -56,7 +58,8 @@ def mix(
         responses, facts["room"] = in_room(recipe.rooms, names, room_rng, rate)
     gains = dict(zip(names, 10 ** (rng.normal(0, recipe.level_sd_db, len(names)) / 20), strict=True))
     spans: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for start_s, name, piece in placed:
+    for number, (start_s, name, piece) in enumerate(placed):
+        told(number / len(placed))
         first = round((start_s - piece.lead_s) * rate)
         sound, lead = _heard(piece.wave, responses.get(name))
         first -= lead

@@ -10,6 +10,7 @@ Source: Park et al., “Property-Aware Multi-Speaker Data Simulation”, arXiv 2
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +67,7 @@ def make_session(
     rng: np.random.Generator,
     failures: list[dict[str, str]],
     tracks: dict[str, NDArray[np.float32]] | None = None,
+    told: Callable[[float], None] = lambda share: None,
 ) -> tuple[NDArray[np.float32], list[Turn], dict[str, Any]]:
     """Draw, place and mix one session.
 
@@ -74,6 +76,7 @@ def make_session(
     speakers : speaker → utterances; at least as many as the recipe's sessions have.
     failures : utterances that could not be used are appended, as ``{"id": …, "error": …}``.
     tracks : filled with each voice's own, by speaker (see `mix`).
+    told : called now and then with the share of the session that is made.
 
     Returns
     -------
@@ -95,10 +98,15 @@ def make_session(
     else:
         assert recipe.duration_s is not None  # no recipe of a conversation or mixture is without
         length_s = float(rng.uniform(*recipe.duration_s))
-        place = _mixture if recipe.layout == "mix" else _conversation
-        placed = place(sources, recipe, rng, length_s)
+        if recipe.layout == "mix":
+            placed = _mixture(sources, recipe, rng, length_s)
+        else:
+            placed = _conversation(sources, recipe, rng, length_s, lambda share: told(share / 2))
     others = [u for name, found in speakers.items() if name not in sources for u in found]
-    wave, turns, facts = mix(placed, recipe, rng, round(length_s * recipe.sample_rate_hz), others, failures, tracks)
+    samples = round(length_s * recipe.sample_rate_hz)
+    wave, turns, facts = mix(
+        placed, recipe, rng, samples, others, failures, tracks, lambda share: told((1 + share) / 2)
+    )
     if recipe.layout == "mix":
         facts["voices"] = [{"speaker": name, "utterance": source.utterance} for name, source in sources.items()]
     return wave, turns, facts
@@ -131,7 +139,11 @@ def _mixture(sources: dict[str, _Source], recipe: Recipe, rng: np.random.Generat
 
 
 def _conversation(
-    sources: dict[str, _Source], recipe: Recipe, rng: np.random.Generator, length_s: float
+    sources: dict[str, _Source],
+    recipe: Recipe,
+    rng: np.random.Generator,
+    length_s: float,
+    told: Callable[[float], None] = lambda share: None,
 ) -> list[Placed]:
     """Sentence after sentence until `length_s` is full; the last may stick out and is cut when mixed."""
     overlap, silence = (float(rng.uniform(*asked)) for asked in (recipe.overlap, recipe.silence))
@@ -144,6 +156,7 @@ def _conversation(
     turns: list[Turn] = []
     previous = None
     while (now_s := max(ends_s.values())) < length_s:
+        told(now_s / length_s)
         name = _next_speaker(names, shares, previous, recipe, rng, ends_s, back_s, now_s, len(placed), length_s)
         piece = sources[name].next()
         speech_s, overlap_s = speech_and_overlap_s(turns)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ def simulate(
     out_dir: str | os.PathLike[str],
     seed: int = 0,
     workers: int = 1,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Callable[[float, int, float], None] | None = None,
     split: str | None = None,
     sessions: int | None = None,
 ) -> SimulationReport:
@@ -55,7 +57,7 @@ def simulate(
     utterances : single-speaker ones; those without a speaker are left out and counted.
     split : take only this split.
     sessions : in place of the recipe's number.
-    progress : called with (finished sessions, all sessions, seconds of audio made so far).
+    progress : called with (finished sessions, shares of unfinished ones added; all sessions; seconds of audio made).
 
     Raises
     ------
@@ -90,19 +92,29 @@ def simulate(
     failures = _read_failures(out / "failures.jsonl")
     seconds, made = 0.0, 0
     done = len(jobs) - len(todo)
-    for made_s, failed in _run(todo, workers, by_split, recipe, out, seed):
+
+    def shown(under_way: float) -> None:
+        if progress is not None:
+            progress(done + under_way, len(jobs), seconds)
+
+    for made_s, failed in _run(todo, workers, partial(_make, by_split, recipe, out, seed), shown):
         done, made, seconds = done + 1, made + (made_s > 0), seconds + made_s
         fresh = [f for f in failed if f not in failures]
         if fresh:
             failures += fresh
             write_atomically(out / "failures.jsonl", "".join(json.dumps(f) + "\n" for f in failures).encode())
-        if progress is not None:
-            progress(done, len(jobs), seconds)
+        shown(0.0)
     asked = [(split, *_paths(out, recipe, split, index)) for split, index in jobs]
     return finish(out, recipe, asked, made, left_out, failures)
 
 
 _BySpeaker = dict[str, list[Utterance]]
+_Job = tuple[str, int]  # split, number
+_Made = tuple[float, list[dict[str, str]]]  # seconds, failures
+_Make = Callable[[_Job, Callable[[float], None]], _Made]
+
+#: Seconds between two looks at how far the sessions under way are.
+_LOOK_EVERY_S = 1.0
 
 
 def _by_split(utterances: Sequence[Utterance], recipe: Recipe) -> tuple[dict[str, _BySpeaker], int]:
@@ -202,41 +214,66 @@ def _read_failures(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
-def _run(
-    jobs: list[tuple[str, int]], workers: int, by_split: dict[str, _BySpeaker], recipe: Recipe, out: Path, seed: int
-) -> Iterator[tuple[float, list[dict[str, str]]]]:
-    """Yield (seconds made, failures) of each job, in the order in which they end."""
+def _run(jobs: list[_Job], workers: int, make: _Make, shown: Callable[[float], None]) -> Iterator[_Made]:
+    """Yield (seconds made, failures) of each job, in the order in which they end; `shown` hears shares of unfinished ones."""
     workers = min(workers, len(jobs))
     if workers <= 1:
         for job in jobs:
-            yield _make(job, by_split, recipe, out, seed)
+            yield make(job, shown)
         return
     # spawn: a forked copy of a process with threads (a progress bar, a BLAS) may hang.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _set_up_worker, (by_split, recipe, out, seed)) as pool:
-        futures = [pool.submit(_make_in_worker, job) for job in jobs]
+    context = get_context("spawn")
+    under_way = context.Value("d", 0.0)
+    with ProcessPoolExecutor(workers, context, _set_up_worker, (make, under_way)) as pool:
+        # Workers are born deaf to Ctrl-C, until they can end of it without a word.
+        deaf = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            for future in as_completed(futures):
-                yield future.result()
+            waiting = {pool.submit(_make_in_worker, job) for job in jobs}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, deaf)
+        try:
+            while waiting:
+                ended, waiting = wait(waiting, _LOOK_EVERY_S, FIRST_COMPLETED)
+                for future in ended:
+                    with under_way.get_lock():
+                        under_way.value -= 1
+                    yield future.result()
+                if waiting:
+                    shown(max(under_way.value, 0.0))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker_state: tuple[dict[str, _BySpeaker], Recipe, Path, int] | None = None
+_worker_state: tuple[_Make, Any] | None = None
 
 
 def _set_up_worker(*state: Any) -> None:
     global _worker_state  # sent once to each process, not once for each session
     _worker_state = state
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _make_in_worker(job: tuple[str, int]) -> tuple[float, list[dict[str, str]]]:
+def _make_in_worker(job: _Job) -> _Made:
     assert _worker_state is not None
-    return _make(job, *_worker_state)
+    make, under_way = _worker_state
+    told = 0.0
+
+    def tell(share: float) -> None:
+        nonlocal told
+        with under_way.get_lock():
+            under_way.value += share - told
+        told = share
+
+    try:
+        return make(job, tell)
+    finally:
+        tell(1.0)  # until whoever waits counts it as finished
 
 
 def _make(
-    job: tuple[str, int], by_split: dict[str, _BySpeaker], recipe: Recipe, out: Path, seed: int
-) -> tuple[float, list[dict[str, str]]]:
+    by_split: dict[str, _BySpeaker], recipe: Recipe, out: Path, seed: int, job: _Job, tell: Callable[[float], None]
+) -> _Made:
     split, index = job
     audio_path, rttm_path = _paths(out, recipe, split, index)
     failures: list[dict[str, str]] = []
@@ -244,7 +281,7 @@ def _make(
     rng = np.random.default_rng([seed, zlib.crc32(f"{recipe.name}/{split}".encode()), index])
     tracks: dict[str, NDArray[np.float32]] | None = {} if recipe.layout == "mix" else None
     try:
-        wave, turns, facts = make_session(by_split[split], recipe, rng, failures, tracks)
+        wave, turns, facts = make_session(by_split[split], recipe, rng, failures, tracks, tell)
     except ValueError as error:
         return 0.0, [*failures, {"id": rttm_path.stem, "error": str(error)}]
     write_audio(audio_path, wave, recipe.sample_rate_hz, recipe.audio_format)

@@ -157,7 +157,7 @@ def test_options_reach_the_answer_and_warnings_are_told(folder, tone_run):
     shutil.copytree(tone_run, "other")
     Path("other/config.json").write_text(json.dumps(config))
     done = run("a.wav", "--run", "other")
-    assert done.stderr.startswith("WARNING fake: UNTRAINED weights (random:0)")
+    assert done.stderr.startswith("warning: fake: UNTRAINED weights (random:0)")
 
 
 def test_features_of_a_store(folder, tone_run, tone_store):

@@ -268,3 +268,31 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(name, stop)
         result = run(*arguments)
         assert result.exit_code == 130 and words in result.stderr, result.output
+
+
+def test_json_is_one_object_and_nothing_else(tmp_path: Path) -> None:
+    fill(tmp_path / "s")
+    far = f"file://{tmp_path}/far"
+    for command in (
+        ("export", tmp_path / "s", tmp_path / "s.h5"),
+        ("export", tmp_path / "s", tmp_path / "kaldi", "--to", "kaldi", "--feature", "mimi"),
+        ("import", tmp_path / "s.h5", "--store", tmp_path / "t"),
+        ("push", tmp_path / "s", far),
+        ("pull", far, tmp_path / "u"),
+        ("merge", tmp_path / "s", tmp_path / "t", "--out", tmp_path / "v"),
+        ("compact", tmp_path / "v"),
+        ("verify", tmp_path / "v"),
+        ("info", tmp_path / "v"),
+    ):
+        result = run(*command, "--json")
+        assert result.exit_code == 0 and isinstance(json.loads(result.stdout), dict), (command, result.output)
+
+
+def test_a_fit_warns_on_stderr_as_every_command_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"der": 0.5, "fixed_der": None, "detection": 0.1}
+    told = {"kind": "adapter", "protocol": "sound", "parameters": 1, "test": figures, "input_share": None, "notes": []}
+    told["warnings"] = ["mimi: UNTRAINED weights"]
+    trainers._show(told, tmp_path)
+    trainers._show_spread({"seed0": told, "seed1": told}, tmp_path)
+    shown = capsys.readouterr()
+    assert shown.err == "warning: mimi: UNTRAINED weights\n" * 2 and "warning" not in shown.out.lower()

@@ -489,11 +489,13 @@ def test_the_seed_decides_and_the_number_of_workers_does_not(
     before = np.random.get_state()[1].copy()
     simulate(corpus, recipe, tmp_path / "one", seed=5, workers=1, split="train")
     assert np.array_equal(before, np.random.get_state()[1])
-    calls: list[tuple[int, int, float]] = []
+    calls: list[tuple[float, int, float]] = []
     simulate(corpus, recipe, tmp_path / "two", seed=5, workers=2, split="train", progress=lambda *a: calls.append(a))
     simulate(list(reversed(corpus[:20])) + corpus[20:], recipe, tmp_path / "other", seed=6, split="train")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert [call[:2] for call in calls] == [(1, 3), (2, 3), (3, 3)] and calls[-1][2] == pytest.approx(60)
+    assert calls[-1] == (3, 3, pytest.approx(60)) and {of for _, of, _ in calls} == {3}
+    done = [call[0] for call in calls]
+    assert done == sorted(done) and {1, 2} < set(done)
     assert (
         contents(tmp_path / "one")["rttm/tiny-train-00000.rttm"]
         != (contents(tmp_path / "other")["rttm/tiny-train-00000.rttm"])
