@@ -64,9 +64,18 @@ def test_seeds_are_one_row_of_their_mean_and_spread(seeds: Path, tmp_path: Path)
     assert line["sound"]["seeds"] == 3 and line["sound"]["lines"][0]["spread"] == pytest.approx([0.04, 0.22])
     texts = [finding["text"] for finding in facts["findings"]]
     assert any("mean of 3 seeds (4.0–22.0 %)" in text for text in texts)
-    assert [(run["seed"], run["figures"]["der"]) for run in facts["runs"]] == [
-        (0, pytest.approx(0.04)), (1, pytest.approx(0.10)), (2, pytest.approx(0.22))
+    assert [(run["seed"], run["name"], run["figures"]["der"]) for run in facts["runs"]] == [
+        (0, "out/seed0", pytest.approx(0.04)), (1, "out/seed1", pytest.approx(0.10)), (2, "out/seed2", pytest.approx(0.22))
     ]  # fmt: skip
+    assert line["sound"]["run"] == "out/seed0"
+    last = facts["runs"][2]
+    assert last["path"] == str(seeds / "seed2") and last["result"]["steps"] == 10 and last["result"]["test"]["der"]
+    assert {key: last[key] for key in ("label", "experiment", "kind", "protocol", "notes", "warnings")} == {
+        **{"label": "adapter on Mimi", "experiment": "2", "kind": "adapter", "protocol": "sound", "notes": []},
+        "warnings": read_run(seeds / "seed2").files.warnings,
+    }
+    assert last["weights"]["mimi"]["from"] == "demo" and set(last["features"]) == {"mimi"}
+    assert not {"systems", "recordings", "whole"} & set(last["result"])
 
 
 def test_another_setting_is_another_row_that_says_so(seeds: Path) -> None:

@@ -225,6 +225,8 @@ def test_names_mean_ids_or_ends_of_source_paths() -> None:
         resolve(["k3", "pk/3.wav", "z"], ids, sources)
     with pytest.raises(KeyError, match=r"1 of 1 .* mean several in the store \(first: 1.wav = i, j\)"):
         resolve(["1.wav"], ["i", "j"], ["/a/1.wav", "/b/1.wav"])
+    # An id that is named exactly is meant, whatever others are called but for their ending.
+    assert resolve(["a.wav", "a"], ["a", "a.wav", "a.flac"], ["1", "2", "3"]) == ["a.wav", "a"]
     # A number after a dot is part of the name, not a file extension.
     with pytest.raises(KeyError, match="not in the store"):
         resolve(["speaker.7"], ["speaker.8", "speaker"], ["/a/s8", "/a/s"])
