@@ -30,6 +30,7 @@ from featstore.corpora import audio
 from featstore.jobs.batches import plan, share
 from featstore.jobs.extract import extract
 from featstore.jobs.pipeline import Pipeline
+from featstore.jobs.result import Result
 from featstore.store import lock
 from featstore.store.failures import Failures, settle
 from featstore.upkeep import verify as integrity
@@ -466,3 +467,12 @@ def test_how_much_is_decoded_ahead(seconds: float, batches: int, full: bool) -> 
     u = Utterance("u", "u.wav", 0.0, seconds, "u")
     waiting = [([u], {"u"}, [])] * batches
     assert Pipeline.full.fget(SimpleNamespace(waiting=batches, _waiting=waiting)) is full
+
+
+def test_how_fast_and_how_busy_by_hand() -> None:
+    """Of 100 s of audio 40 have been heard, in 10 s; two writers of four decoders each."""
+    done = Result("x", audio_s=40.0, total_s=100.0, wall_s=10.0, writers=2, decoders=4)
+    done.busy_s = {"decode": 40.0, "encode": 15.0}
+    told = done.to_json()
+    assert (told["times_real_time"], told["busy"]) == (4.0, {"decode": 0.5, "encode": 0.75})
+    assert Result("x").to_json()["times_real_time"] is None and Result("x").busy == {}

@@ -14,6 +14,7 @@ import pytest
 
 from featstore.corpora.manifest import read_manifest
 from featstore.simulation.recipe import Channel, Noise, Recipe, Rooms, read_recipe
+from featstore.simulation.session import _absences
 from featstore.simulation.simulate import simulate
 from featstore.simulation.speech import seconds_by_voices
 from featstore.types import Turn, Utterance
@@ -58,6 +59,19 @@ def test_who_leaves_comes_back(tmp_path: Path, corpus: list[Utterance]) -> None:
     assert f"{returned} speakers back after a long absence (asked {asked})" in str(report)
     stay = simulate(corpus, replace(recipe, absence_s=None), tmp_path / "stay", split="train")
     assert stay.returned is None and stay.got_overlap == pytest.approx(report.got_overlap, abs=0.05)
+
+
+def test_half_of_the_speakers_leave_for_as_long_as_is_drawn() -> None:
+    recipe = replace(TALK, absence_s=(3.0, 20.0))
+    drawn = [_absences(list("abcde"), recipe, np.random.default_rng(seed), 40.0) for seed in range(60)]
+    assert {len(leaving) for leaving in drawn} == {2} and {name for leaving in drawn for name in leaving} == set(
+        "abcde"
+    )
+    away = [away_s for leaving in drawn for _, away_s in leaving.values()]
+    assert 3.0 <= min(away) < 4.0 and 19.0 < max(away) <= 20.0
+    for leaving in drawn:
+        assert all(0.1 * (40 - away_s) <= from_s <= 0.68 * (40 - away_s) for from_s, away_s in leaving.values())
+    assert _absences(list("abc"), replace(recipe, absence_s=None), np.random.default_rng(0), 40.0) == {}
 
 
 def test_each_session_draws_how_long_its_turns_may_be(tmp_path: Path, corpus: list[Utterance]) -> None:
