@@ -62,7 +62,7 @@ def judges(row: Row) -> list[dict[str, Any]]:
             "name": name,
             "independent": name != ITSELF,
             "pairs": sum(one[name]["pairs"] for one in told),
-            "real": _mean([one[name]["real"] for one in told]),
+            **{whose: _mean([one[name][whose] for one in told]) for whose in ("own", "others")},
             **{aim: sum(one[name][aim]["accepted"] for one in told) for aim in _AIMS},
         }
         for name in names
@@ -85,8 +85,8 @@ def _carries(found: Sequence[Mapping[str, Any]]) -> str:
 
 _VERDICTS = {
     "yes": "Gradients through it carry a voice: every judge that had no part in it hears the target in what they made",
-    "partly": "Gradients through it move codes towards a voice, but not as far as was asked for "
-    f"({100 * CARRIED:.0f} % of the pairs with every judge, at most {100 * CONTROLS:.0f} % of the controls)",
+    "partly": "Gradients through it carry a voice more than twice as often as controls do, but not past the bar set "
+    f"beforehand (every judge {100 * CARRIED:.0f} % of the pairs, {100 * CONTROLS:.0f} % of the controls at most)",
     "no": "Gradients through it do not clearly carry a voice beyond the proxy itself: what they make is mostly an adversarial "
     "example",
     "unknown": "Whether gradients through it carry a voice was not judged",
@@ -107,8 +107,8 @@ def sentences(row: Row, seeds: str) -> Iterator[tuple[str, str]]:
     )
     forms = {
         "on logits that give the right codes half of the probability": "proxy_soft",
-        "of codes against such logits, as a training loop compares them": "proxy_mixed",
-        "straight through": "proxy_straight_through",
+        "with codes against such logits, as a training loop compares them,": "proxy_mixed",
+        "on the likeliest codes of these logits (straight through)": "proxy_straight_through",
     }
     parts = [
         f"{words} {rate(form['eer'], None)}"
@@ -117,11 +117,12 @@ def sentences(row: Row, seeds: str) -> Iterator[tuple[str, str]]:
         if (form := figures.get(name))
     ]
     if parts:
-        yield "EER", f"The same proxy {', '.join(parts)}."
+        yield "EER", f"The same proxy {'; '.join(parts)}."
     found = judges(row)
     accepted = "; ".join(
         f"{judge['name']} {judge['target']} of {judge['pairs']} pairs ({_percent(judge, 'target')}), of climbs towards a "
-        f"third speaker {_percent(judge, 'wrong')}, towards nobody {_percent(judge, 'random')}"
+        f"third speaker {_percent(judge, 'wrong')} (of strangers' real speech {100 * judge['others']:.0f} %), towards nobody "
+        f"{_percent(judge, 'random')}"
         for judge in found
         if judge["independent"]
     )

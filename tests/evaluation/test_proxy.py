@@ -10,7 +10,7 @@ from evaluation.proxy import _carries
 
 
 def judge(target: int, wrong: int = 0, random: int = 0, *, pairs: int = 10, name: str = "a judge") -> dict[str, Any]:
-    told = {"name": name, "independent": name != "itself", "pairs": pairs, "real": 0.8}
+    told = {"name": name, "independent": name != "itself", "pairs": pairs, "own": 0.8, "others": 0.05}
     return {**told, "target": target, "wrong": wrong, "random": random}
 
 

@@ -90,17 +90,22 @@ class Proxy(nn.Module):
                     f"codes must be 0 to {bins - 1}, found {int(given.min())} to {int(given.max())}: "
                     "leave out special ids, or mask their frames"
                 )
-            return sum(functional.embedding(given[..., k].long(), self.table[k]) for k in range(n_q))  # type: ignore[return-value]
+            return self._looked_up(given)
         if given.ndim != 4 or given.shape[2:] != (n_q, bins):
             raise ValueError(
                 f"logits: expected (batch, frames, {n_q}, {bins}), found {tuple(given.shape)}; leave out special ids"
             )
         # A loop in bfloat16 hands over logits whose shares would be too coarse to add up.
         share = functional.softmax(given.to(self.table.dtype) / temperature, dim=-1)
+        expected = share.flatten(2) @ self.table.flatten(0, 1)
         if straight_through:
-            likeliest = functional.one_hot(given.argmax(-1), bins).to(share)
-            share = likeliest + share - share.detach()
-        return share.flatten(2) @ self.table.flatten(0, 1)
+            return self._looked_up(given.argmax(-1)) + (expected - expected.detach())
+        return expected
+
+    def _looked_up(self, codes: Tensor) -> Tensor:
+        return torch.stack([functional.embedding(codes[..., k].long(), book) for k, book in enumerate(self.table)]).sum(
+            0
+        )
 
     def embed(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Unit embeddings (batch, size) of frames (batch, frames, dim)."""

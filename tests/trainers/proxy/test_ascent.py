@@ -69,7 +69,7 @@ def test_aims_and_controls_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> No
     config = ProxyConfig(trials="t", pairs=12)
     told = ascent.ascent(proxy, {"a judge": judge}, ProxyData(dev, dev, None, test), 10, config, DEVICE)
     found = told["judges"]["a judge"]
-    assert found["pairs"] == 12 and found["real"] == 1
+    assert (found["pairs"], found["own"], found["others"]) == (12, 1, 0)
     assert [found[aim]["accepted"] for aim in ("target", "wrong", "random")] == [12, 0, 0]
     assert found["target"]["nearer"] == 12 and found["cosine_before"] < found["threshold"] <= found["target"]["cosine"]
     assert set(told["judges"]) == {"itself", "a judge"}
