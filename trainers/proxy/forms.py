@@ -57,7 +57,7 @@ def mixed(proxy: Proxy, codes: Tensor, soft: float, wrong: float, generator: tor
     device, bins = proxy.table.device, proxy.table.shape[1]
     kind, amount = torch.rand(2, len(codes), 1, 1, generator=generator)
     as_logits = (kind < soft).flatten()
-    rate = torch.where((kind >= soft) & (kind < soft + wrong), _WRONG * amount, 0)
+    rate = torch.where(kind < soft + wrong, _WRONG * amount, 0)  # those that come as logits are replaced below
     frames = proxy.frames(corrupted(codes, bins, rate, generator).to(device))
     if as_logits.any():
         share = (_SHARES[0] + (_SHARES[1] - _SHARES[0]) * amount)[as_logits]

@@ -78,3 +78,22 @@ def test_aims_and_controls_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> No
 def test_aim_and_voice_are_of_different_utterances() -> None:
     for aim, voice in ascent._halves(voices(5, utterances=3)).values():
         assert len(aim) == 2 and len(voice) == 1 and not set(aim) & set(voice)
+
+
+def test_the_aim_is_no_utterance_that_judges_compare_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy, names, aims = small_proxy(), np.repeat(["a", "b", "c"], 4), []
+    codes = [np.random.default_rng(k).integers(12, size=(20, 2)).astype(np.int16) for k in range(12)]
+    test = Voices([f"u{k}" for k in range(12)], names, codes)
+
+    def climb(proxy: Proxy, codes: torch.Tensor, mask: torch.Tensor, targets: torch.Tensor, *rest: int) -> torch.Tensor:
+        aims.append(targets.numpy())
+        return codes
+
+    monkeypatch.setattr(ascent, "climb", climb)
+    ascent.ascent(proxy, {}, ProxyData(test, test, None, test), 10, ProxyConfig(trials="t", pairs=6), DEVICE)
+    with torch.no_grad():
+        known = np.stack([proxy(torch.from_numpy(own[None].astype(np.int64)))[0].numpy() for own in codes])
+    means = np.stack([known[row : row + 4 : 2].mean(0) for row in (0, 4, 8)])  # of the first half, by speaker
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    for given in np.concatenate(aims[:2]):
+        assert np.abs(means - given).max(1).min() < 1e-5

@@ -21,8 +21,10 @@ from tests.codes import make_store
 from tests.sessions import spec
 from trainers.config import ConfigError, FitConfig
 from trainers.proxy import Proxy
+from trainers.proxy.config import ProxyConfig
 from trainers.proxy.data import Crops, Voices, load_data
 from trainers.proxy.fit import fit_proxy
+from trainers.proxy.loop import State, best_loss
 from trainers.runs import Run
 
 SMALL = (
@@ -85,6 +87,11 @@ def test_end_to_end(made: tuple[Store, Path], tmp_path: Path) -> None:
     other = table.column("test").to_pylist()[row]
     right = torch.from_numpy(np.array(store.frames("mimi-codes", other), np.int64))[None]
     assert float((proxy(left) * proxy(right)).sum()) == pytest.approx(table["proxy"][row].as_py(), abs=1e-5)
+    # Codes against logits is neither codes nor logits; a lower temperature takes doubt away.
+    scores = {name: table[name].to_numpy() for name in systems}
+    assert all(np.abs(scores["proxy_mixed"] - scores[name]).max() > 1e-4 for name in ("proxy", "proxy_soft"))
+    doubt, sharp = (np.abs(scores[name] - scores["proxy"]).mean() for name in ("proxy_doubtful", "proxy_sharpened"))
+    assert sharp < doubt
     # The published measure thinks most of vectors that mean nothing at all.
     measure = result["published_measure"]
     assert set(measure) == {"raw", "proxy", "random vectors", "titanet"}
@@ -109,6 +116,9 @@ def test_end_to_end(made: tuple[Store, Path], tmp_path: Path) -> None:
         loss: run.read_tensors(f"candidate-{loss}.safetensors")[1]["dev_eer"] for loss in result["dev_eer"]
     }
     told = result["ascent"]
+    assert (
+        len({judge["threshold"] for judge in told["judges"].values()}) == 5
+    )  # nobody judges itself under another name
     assert told["pairs"] == 5 and len(told["judges"]) == 5 and "proxy of another start, 1" in told["judges"]
     assert all(
         judge[aim]["accepted"] <= judge["pairs"]
@@ -127,6 +137,7 @@ def test_end_to_end(made: tuple[Store, Path], tmp_path: Path) -> None:
     assert facts["failed_checks"] == []
     page = (tmp_path / "report" / "report.html").read_text().replace("\u00a0", " ")
     assert "proxy, 10 % of the codes wrong" in page
+    assert "trainers fit proxy --protocol reference" not in page  # there is none
     # What gradients do, with the judge that proves nothing last; the published measure, with vectors that mean nothing.
     (shown_proxy,) = facts["proxies"]
     assert [judge["name"] for judge in shown_proxy["judges"]][-1] == "itself" and len(shown_proxy["judges"]) == 5
@@ -144,6 +155,11 @@ def test_end_to_end(made: tuple[Store, Path], tmp_path: Path) -> None:
     for form in ("proxy_soft", "proxy_mixed", "proxy_straight_through"):
         gap = figures[form]["against_codes"]["estimate"]
         assert gap == pytest.approx(figures[form]["eer"] - figures["proxy"]["eer"])
+
+
+def test_a_judge_is_never_the_one_that_is_kept() -> None:
+    losses = ProxyConfig(trials="t", losses=("margin", "contrastive"))
+    assert best_loss(losses, State(best={"margin": 0.3, "contrastive": 0.2, "judge1": 0.1})) == "contrastive"
 
 
 class Killed(Exception):
