@@ -49,6 +49,8 @@ Examples:
 
   trainers fit proxy --store STORE --out runs/proxy --set trials=trials.txt --set channels=128
 
+  trainers fit unmix --store STORE --out runs/unmix --set feature=mimi --set teacher=titanet
+
   trainers fit adapter --store STORE --out runs/adapter --resume          (goes on where it was killed)
 
   torchrun --nproc-per-node 4 -m cli.trainers fit adapter --store STORE --out runs/adapter     (four GPUs)
@@ -65,7 +67,7 @@ def fit(
     kind: Annotated[
         Kind,
         typer.Argument(
-            help="probe: who, linearly; proxy: who, by codes; the others: who spoke when "
+            help="probe: who, linearly; proxy: who, by codes; unmix: who, of several at once; the others: who spoke when "
             "(cascade: when and who apart, whole recordings)."
         ),
     ],
@@ -158,6 +160,8 @@ def _show(result: dict[str, Any], out: Path) -> None:
         for judge, told in result["ascent"]["judges"].items():
             taken = ", ".join(f"{aim} {told[aim]['accepted']}" for aim in ("target", "wrong", "random"))
             print(f"  gradient ascent, judged by {judge}: of {told['pairs']} pairs accepted: {taken}")
+    elif result["kind"] == "unmix":
+        _show_sets(result)
     else:
         best = f", best epoch {result['best_epoch']}" if "best_epoch" in result else ""
         print(f"{result['protocol']} protocol, {result['parameters']:,} parameters{best}")
@@ -174,6 +178,30 @@ def _show(result: dict[str, Any], out: Path) -> None:
     for note in result["notes"]:
         print(f"note: {note}")
     print(f"run: {out}")
+
+
+def _show_sets(result: dict[str, Any]) -> None:
+    from evaluation.sets import SYSTEMS
+
+    print(
+        f"{result['parameters']:,} parameters, best step {result['best_step']} (dev): trained on {result['num_mixtures']} "
+        f"mixtures of {result['num_speakers']} speakers, tried on {result['num_test_mixtures']} of "
+        f"{result['num_test_speakers']} others"
+    )
+    print(f"  {'by number of voices':46s} names found | counted right | cosine")
+    for row in result["by_voices"]:
+        print(
+            f"  {row['voices']} ({row['mixtures']} mixtures{'' if row['trained'] else ', such were never trained on'})"
+        )
+        for name, told in row["systems"].items():
+            counted = "—" if told["counted"] is None else f"{told['counted']:.1%}"
+            print(f"    {SYSTEMS[name]:46s} {told['identified']:7.1%} {counted:>9s} {told['cosine']:8.2f}")
+    print(f"  always the most frequent number: {result['majority']:.1%} counted right")
+    for name, told in (result["memory"] or {}).items():
+        sums = [told["recordings"][id] for id in told["recordings"]]
+        hits, of = sum(s["hits"] for s in sums), sum(s["present"] + s["given"] for s in sums)
+        kept = f"{sum(s['numbers'] for s in sums):.0f} voices kept for {sum(s['people'] for s in sums):.0f} people"
+        print(f"  memory on {SYSTEMS[name]}: F1 {2 * hits / of if of else 0:.1%}, {kept}")
 
 
 def _show_spread(results: dict[str, Any], out: Path) -> None:

@@ -26,7 +26,11 @@ def pairs(rows: Sequence[Row]) -> list[tuple[Names, Names]]:
     """
     known = {feature for row in rows for feature in row.features}
     found: list[tuple[Names, Names]] = [(CODECS, SPEAKER_ENCODERS)] if known >= {*CODECS, *SPEAKER_ENCODERS} else []
-    fusions = [sorted(row.features, key=_place) for row in rows if not row.whole_only and len(row.features) > 1]
+    fusions = [
+        sorted(row.features, key=_place)
+        for row in rows
+        if not row.whole_only and not row.unmixes and len(row.features) > 1
+    ]
     parts = [(row.when, row.who) for row in rows if row.whole_only]
     for codec, voice in [*parts, *((tuple(names[:1]), tuple(names[1:])) for names in fusions)]:
         # One feature in both parts is no pair of two encoders.

@@ -189,6 +189,7 @@ def ratio_intervals(
     rng: np.random.Generator,
     *,
     baseline: ArrayLike | None = None,
+    baseline_totals: ArrayLike | None = None,
     num_resamples: int = 1000,
     level: float = 0.95,
 ) -> tuple[Interval, Interval | None]:
@@ -199,7 +200,8 @@ def ratio_intervals(
     Parameters
     ----------
     errors, totals : (recordings,) not yet divided.
-    baseline : (recordings,) errors of another system on the same recordings and totals.
+    baseline : (recordings,) errors of another system on the same recordings.
+    baseline_totals : (recordings,) what these are divided by, where it is not the same.
 
     Returns
     -------
@@ -213,9 +215,10 @@ def ratio_intervals(
     """
     errors, totals = np.asarray(errors, np.float64), np.asarray(totals, np.float64)
     other = errors if baseline is None else np.asarray(baseline, np.float64)
-    if errors.ndim != 1 or errors.shape != totals.shape or other.shape != errors.shape:
+    others = totals if baseline_totals is None else np.asarray(baseline_totals, np.float64)
+    if errors.ndim != 1 or not errors.shape == totals.shape == other.shape == others.shape:
         raise ValueError(f"need one number a recording, found shapes {errors.shape}, {totals.shape}, {other.shape}")
-    if not np.isfinite([errors, totals, other]).all() or totals.sum() <= 0:
+    if not np.isfinite([errors, totals, other, others]).all() or min(totals.sum(), others.sum()) <= 0:
         raise ValueError("errors and totals must be finite, and the totals' sum more than 0")
     draws = draw_multiplicities(len(errors), num_resamples, rng).astype(np.float64)
     weight = draws @ totals
@@ -223,5 +226,10 @@ def ratio_intervals(
     first = _interval(errors.sum() / totals.sum(), (draws @ errors) / weight, len(errors), level)
     if baseline is None:
         return first, None
-    gap = errors - other
-    return first, _interval(gap.sum() / totals.sum(), (draws @ gap) / weight, len(errors), level)
+    if baseline_totals is None:
+        gap = errors - other
+        return first, _interval(gap.sum() / totals.sum(), (draws @ gap) / weight, len(errors), level)
+    against = draws @ others
+    against[against <= 0] = np.nan
+    difference = errors.sum() / totals.sum() - other.sum() / others.sum()
+    return first, _interval(difference, (draws @ errors) / weight - (draws @ other) / against, len(errors), level)

@@ -20,6 +20,7 @@ from evaluation.flaws import flaws
 from evaluation.proxy import proxies
 from evaluation.results import Plotted, diarization_figures, plot_scores, verification_figures
 from evaluation.rows import Row, RunFacts, expand, read_run, rows_of
+from evaluation.sets import set_figures
 from evaluation.table import experiments_table
 from evaluation.terms import TERMS, YARDSTICKS
 from evaluation.words import SIGN
@@ -49,7 +50,7 @@ def gather(
         _measure(row, num_resamples, seed)
         if row.diarizes:
             baselines.look_at_truth(row)
-        else:
+        elif not row.unmixes:
             plot_scores(row, plotted)
     facts = {
         "whowhen": metadata.version("whowhen"),
@@ -80,9 +81,9 @@ def gather(
 def _measure(row: Row, num_resamples: int, seed: int) -> None:
     """Figures of a row and of each of its runs; of a single run they are the same."""
     each: list[Row | RunFacts] = [row, *(row.runs if len(row.runs) > 1 else ())]
+    measure = set_figures if row.unmixes else diarization_figures if row.diarizes else verification_figures
     for of in each:
-        rng = np.random.default_rng(seed)
-        (diarization_figures if row.diarizes else verification_figures)(of, num_resamples, rng)
+        measure(of, num_resamples, np.random.default_rng(seed))
     if len(row.runs) == 1:
         row.runs[0].figures = row.figures
 
@@ -114,7 +115,11 @@ def _run(run: RunFacts, row: Row) -> dict[str, Any]:
         "warnings": run.files.warnings,
         "figures": run.figures,
         "notes": run.result.get("notes", []),
-        "result": {k: v for k, v in run.result.items() if k not in ("systems", "recordings", "notes", "whole")},
+        "result": {
+            k: v
+            for k, v in run.result.items()
+            if k not in ("systems", "recordings", "notes", "whole", "sets", "memory")
+        },
     }
 
 

@@ -32,6 +32,8 @@ def findings(rows: Sequence[Row], num_resamples: int, seed: int) -> list[Finding
                     {"experiment": id, "measure": m, "text": t}
                     for m, t in sentences(row, seeds_of(row, row.figures["proxy"]))
                 ]
+            elif row.unmixes:
+                told += [{"experiment": id, "measure": measure, "text": text} for measure, text in _of_sets(row)]
             elif not row.diarizes:
                 lines = _of_raw(row) if id == "1" else _of_a_probe(row, rows)
                 told += [{"experiment": id, "measure": "EER", "text": line} for line in lines]
@@ -70,6 +72,31 @@ def _of_a_probe(row: Row, rows: Sequence[Row]) -> Iterator[str]:
             f"The same probe on {names}, trained on its own test speakers as published: EER {rate(own, None)} instead of "
             f"{rate(honest, None)} (random cosine: 50 %); {signed(own - honest)} come of that alone."
         )
+
+
+def _of_sets(row: Row) -> Iterator[tuple[str, str]]:
+    systems, memory = row.figures["systems"], row.figures["memory"]
+    own, rival = systems["unmix"], systems.get("windows")
+    text = f"The {row.label}: names not found {rate(own['missed'], own['missed_interval'])}"
+    beside = [f"{systems[name]['name']} {rate(systems[name]['missed'], None)}" for name in systems if name != "unmix"]
+    text += f" ({'; '.join(beside)})"
+    if rival and (gap := own["missed_gap"]):
+        text += f", {points(gap)} against the grouped windows: {verdict(gap, 'speakers')}"
+    yield "names not found", f"{text}."
+    text = f"It miscounts {rate(own['miscounted'], own['miscounted_interval'])} of the mixtures"
+    text += f" (always the most frequent number: {rate(row.figures['majority'], None)}"
+    text += f"; grouped windows: {rate(rival['miscounted'], None)})" if rival else ")"
+    yield "miscounted", f"{text}; one name comes twice in {rate(own['twice'], None)} of those with several voices."
+    if found := memory.get("unmix"):
+        text = f"With a memory it follows people through {found['recordings']} recordings: 1 − F1 "
+        text += f"{rate(found['lost'], found['lost_interval'])}, {found['numbers']:.1f} voices kept for {found['people']:.1f} people"
+        text += f", {found['switches']:.1f} switches a person"
+        if (windows := memory.get("windows")) and (gap := found["lost_gap"]):
+            text += (
+                f" (the same memory on grouped windows: {rate(windows['lost'], None)}, {windows['numbers']:.1f} voices), "
+                f"{points(gap)} against that: {verdict(gap, 'recordings')}"
+            )
+        yield "1 − F1", f"{text}."
 
 
 def _of_a_head(row: Row, rows: Sequence[Row], num_resamples: int, seed: int) -> Iterator[str]:

@@ -91,7 +91,13 @@ def _mean_of_crops(rows: Sequence[Row]) -> Iterator[str]:
 
 def _one_scale(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
-        if row.protocol != "sound" or row.whole_only or len(row.features) < 2 or not (sizes := _sizes(row)):
+        if (
+            row.protocol != "sound"
+            or row.whole_only
+            or row.unmixes
+            or len(row.features) < 2
+            or not (sizes := _sizes(row))
+        ):
             continue
         told = " and ".join(f"{size:.2g} ({called((name,))})" for name, size in sizes.items())
         text = f"Here ({row.label}) values vary by {told}; on one scale DER {rate(row.figures['der'], None)}"

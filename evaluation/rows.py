@@ -86,17 +86,22 @@ class Row:
 
     @property
     def when(self) -> tuple[str, ...]:
-        """Features that a cascade takes for when; () of others."""
-        return tuple(self.result.get("when", ()))
+        """Features that a cascade takes for when, or that a set of voices comes from; () of others."""
+        return tuple(self.result.get("when", self.result.get("inputs", ())))
 
     @property
     def who(self) -> tuple[str, ...]:
-        """Features that a cascade takes for who; () of others."""
-        return tuple(self.result.get("who", ()))
+        """Features that a cascade takes for who, or the teacher of a set of voices; () of others."""
+        return tuple(self.result.get("who", (self.result["teacher"],) if self.unmixes else ()))
 
     @property
     def diarizes(self) -> bool:
-        return "systems" not in self.result
+        return "systems" not in self.result and not self.unmixes
+
+    @property
+    def unmixes(self) -> bool:
+        """Whether it tells a set of voices, and nothing of when."""
+        return "sets" in self.result
 
     @property
     def train_fraction(self) -> float:
@@ -229,10 +234,10 @@ def mean_result(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return first
     means = {
         key: _mean([result[key] for result in results])
-        for key in ("test", "recordings", "ceilings", "whole")
-        if all(key in result for result in results)
+        for key in ("test", "recordings", "ceilings", "whole", "sets", "memory")
+        if all(result.get(key) is not None for result in results)
     }
-    rest = {key: value for key, value in first.items() if key not in ("ceilings", "whole")}
+    rest = {key: value for key, value in first.items() if key not in ("ceilings", "whole", "memory")}
     return {**rest, **means}
 
 

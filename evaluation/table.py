@@ -52,7 +52,7 @@ def _is_whole(row: Row, rows: Sequence[Row]) -> bool:
 
 
 def _cell(id: str, row: Row) -> dict[str, Any]:
-    told = _diarization(row) if row.diarizes else _verification(id, row)
+    told = _sets(row) if row.unmixes else _diarization(row) if row.diarizes else _verification(id, row)
     if row.train_fraction < 1:
         told["on"] += f"; trained on {100 * row.train_fraction:g} % of the training data"
     return {"run": row.name, "warnings": row.files.warnings, "seeds": len(row.runs), **told}
@@ -74,6 +74,33 @@ def _verification(id: str, row: Row) -> dict[str, Any]:
         whose = "of these very speakers" if row.protocol == "reference" else "other speakers"
         on += f"; trained on {result['num_utterances']} utterances of {result['num_speakers']} {whose}"
     return {"lines": [_line("EER", figures, "eer", spread=True)], "on": on}
+
+
+def _sets(row: Row) -> dict[str, Any]:
+    result, figures = row.result, row.figures
+
+    def line(what: str, value: float | None, interval: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {"what": what, "value": value, "interval": interval, "spread": None}
+
+    told = [
+        line(f"names not found, {system['name']}", system["missed"], system["missed_interval"])
+        for system in figures["systems"].values()
+    ]
+    told += [
+        line(f"miscounted, {system['name']}", system["miscounted"], system["miscounted_interval"])
+        for name, system in figures["systems"].items()
+        if "miscounted" in system and name != "mean"
+    ]
+    told.append(line("miscounted, always the most frequent number", figures["majority"]))
+    told += [
+        line(f"1 − F1 of people followed, {system['name']}", system["lost"], system["lost_interval"])
+        for system in figures["memory"].values()
+    ]
+    speakers = f"{result['num_test_mixtures']} mixtures, {result['num_test_speakers']} speakers"
+    on = f"{speakers}; trained on {result['num_mixtures']} mixtures of {result['num_speakers']} other speakers"
+    if recordings := next((m["recordings"] for m in figures["memory"].values()), 0):
+        on += f"; people followed through {recordings} recordings"
+    return {"lines": told, "on": on}
 
 
 def _diarization(row: Row) -> dict[str, Any]:

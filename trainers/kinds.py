@@ -16,6 +16,7 @@ _KINDS = {
     "fusion": ("trainers.diarization.config.FusionConfig", "trainers.diarization.fit.fit_diarizer"),
     "cascade": ("trainers.cascade.config.CascadeConfig", "trainers.cascade.fit.fit_cascade"),
     "proxy": ("trainers.proxy.config.ProxyConfig", "trainers.proxy.fit.fit_proxy"),
+    "unmix": ("trainers.unmix.config.UnmixConfig", "trainers.unmix.fit.fit_unmix"),
     "unfreeze": ("trainers.diarization.config.UnfreezeConfig", "trainers.diarization.fit.fit_diarizer"),
 }
 NAMES = tuple(_KINDS)

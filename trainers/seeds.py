@@ -47,16 +47,21 @@ def spread(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns
     -------
-    dict : measure ("DER", or "EER" of probe and proxy), values (by run), mean, min, max; of those the last three None where no
-    run has a figure.
+    dict : measure ("DER", "EER" of probe and proxy, "names not found" of unmix), values (by run), mean, min, max; of those the
+    last three None where no run has a figure.
     """
     values: dict[str, float | None] = {}
+    measure = "DER"
     for name, result in results.items():
-        of_voices = "systems" in result  # the system that was fitted is called as its kind is
-        values[name] = result["systems"][result["kind"]]["eer"] if of_voices else result["test"]["der"]
+        if "sets" in result:
+            measure, values[name] = "names not found", 1 - result["names_found"]
+        elif "systems" in result:  # the system that was fitted is called as its kind is
+            measure, values[name] = "EER", result["systems"][result["kind"]]["eer"]
+        else:
+            values[name] = result["test"]["der"]
     known = [value for value in values.values() if value is not None]
     return {
-        "measure": "EER" if any("systems" in result for result in results.values()) else "DER",
+        "measure": measure,
         "values": values,
         "mean": sum(known) / len(known) if known else None,
         "min": min(known, default=None),

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 from evaluation.runs import LAST
 from evaluation.verification import det_curve
 from trainers.checkpoint import load_optimizer, optimizer_tensors
-from trainers.diarization.loop import seed_torch
 from trainers.progress import Progress
 from trainers.proxy.config import ProxyConfig
 from trainers.proxy.data import Crops, ProxyData, Voices
@@ -29,6 +27,7 @@ from trainers.proxy.forms import logits_of, mixed
 from trainers.proxy.losses import AngularMargin, contrastive, to_teacher
 from trainers.proxy.network import Proxy
 from trainers.runs import Run, RunError
+from trainers.schedule import seeded, share_of_rate
 
 #: What the right codes have of the probability where logits are scored.
 SOFT_SHARE = 0.5
@@ -123,7 +122,7 @@ class Training:
     def _start(self, number: int) -> None:
         config = self.config
         self.loss = config.losses[number] if number < len(config.losses) else best_loss(config, self.state)
-        with _seeded(config.seed, 1 + number):
+        with seeded(config.seed, 1 + number):
             proxy = Proxy(self.table, config.channels, config.size)
             speakers = len(self.crops.names) if self.loss == "margin" else 1
             head = AngularMargin(config.size, speakers, config.angle, config.scale)
@@ -147,7 +146,7 @@ class Training:
             assert self.teacher is not None  # it was read
             value = to_teacher(embeddings, self.teacher[owners].to(self.device))
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * _rate(inside, config.steps)
+            group["lr"] = config.lr * share_of_rate(inside, config.steps)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
@@ -232,18 +231,3 @@ def dev_eers(proxy: Proxy, dev: Voices, seed: int, device: torch.device) -> tupl
 
     soft = embed(proxy, dev.codes, device, lambda own: logits_of(own, bins, SOFT_SHARE, generator))
     return eer(embed(proxy, dev.codes, device)), eer(soft)
-
-
-def _rate(step: int, steps: int) -> float:
-    """Linear over the first tenth, then half a cosine down to 0."""
-    rise = max(1, steps // 10)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-@contextmanager
-def _seeded(*key: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        seed_torch(*key)
-        yield

@@ -1,0 +1,202 @@
+"""Training the set predictor; dev's assignment cosine decides which weights are kept.
+
+Every draw depends on the seed and the step alone, so a run that was killed goes on to exactly the weights it would have had.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from evaluation.runs import LAST, MODEL
+from evaluation.unmixing import assigned
+from trainers.checkpoint import load_optimizer, optimizer_tensors
+from trainers.progress import Progress
+from trainers.runs import Run, RunError
+from trainers.schedule import seeded, share_of_rate
+from trainers.unmix.config import UnmixConfig
+from trainers.unmix.data import Mixture, UnmixData, batch_of, targets_of
+from trainers.unmix.losses import set_loss
+from trainers.unmix.network import Unmixer
+
+_MOST_AT_ONCE = 64  # mixtures, where nothing is trained
+
+
+@dataclass
+class State:
+    """Where a run stands."""
+
+    step: int = 0
+    loss_sum: float = 0.0  # since dev was looked at
+    summed: int = 0
+    best: float = -2.0  # dev's assignment cosine
+    best_step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def make_network(config: UnmixConfig, dim: int, size: int) -> Unmixer:
+    """As the configuration says, weights drawn by its seed."""
+    with seeded(config.seed, 1):
+        return Unmixer(
+            dim,
+            size,
+            config.slots,
+            config.width,
+            config.layers,
+            config.heads,
+            config.conv_frames,
+            config.dropout,
+            config.input_dropout,
+        )
+
+
+class Training:
+    """From the last checkpoint, if there is one, to the end of all steps; the best weights lie in the run's folder.
+
+    Parameters
+    ----------
+    on_step : told the state after each step; what it raises ends the run as a kill would.
+    """
+
+    def __init__(
+        self,
+        run: Run[UnmixConfig],
+        data: UnmixData,
+        network: Unmixer,
+        device: torch.device,
+        progress: Progress,
+        on_step: Callable[[State], None] | None = None,
+    ) -> None:
+        self.run, self.config, self.data, self.device = run, run.config, data, device
+        self.progress, self.on_step = progress, on_step
+        self.network = network.to(device)
+        decay = [p for p in network.parameters() if p.ndim > 1 and p is not network.queries]
+        rest = [p for p in network.parameters() if p.ndim == 1 or p is network.queries]
+        groups = [{"params": decay, "weight_decay": self.config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=self.config.lr)
+        names = sorted({speaker for m in data.train for speaker in m.speakers})
+        self.numbers = {name: k for k, name in enumerate(names)}
+        self.state = State()
+        if (run.path / LAST).exists():
+            self._resume()
+        self.began = time.perf_counter() - self.state.seconds
+
+    def to_the_end(self) -> None:
+        """Train all steps that are left.
+
+        Raises
+        ------
+        RunError : the loss is no longer a number.
+        """
+        config, state = self.config, self.state
+        every = max(1, config.steps // config.looks)
+        while state.step < config.steps:
+            value = float(self._step())
+            state.step += 1
+            state.loss_sum, state.summed = state.loss_sum + value, state.summed + 1
+            look = state.step % every == 0 or state.step == config.steps
+            if look:
+                self._look()
+            if look or (config.checkpoint_steps and state.step % config.checkpoint_steps == 0):
+                self._save()
+            self.progress.update(state.step, config.steps, f"loss {value:.3f}, dev cosine {state.best:.3f}")
+            if self.on_step is not None:
+                self.on_step(state)
+
+    def _step(self) -> Tensor:
+        config, state, network = self.config, self.state, self.network
+        rng = np.random.default_rng([config.seed, state.step])
+        # Epoch after epoch in an order of its own: every mixture comes before any comes again.
+        count = len(self.data.train)
+        size = min(config.batch_size, count)
+        first = state.step * size
+        chosen = [self._order(k // count)[k % count] for k in range(first, first + size)]
+        batch = [self.data.train[k] for k in chosen]
+        frames, mask = batch_of(batch)
+        network.train()
+        with seeded(config.seed, 2, int(rng.integers(1 << 62))):
+            embeddings, logits = network(frames.to(self.device), mask.to(self.device))
+        loss = set_loss(
+            embeddings,
+            logits,
+            *(t.to(self.device) for t in targets_of(batch, self.numbers)),
+            existence=config.existence,
+            apart=config.apart,
+            apart_margin=config.apart_margin,
+            contrast=config.contrast,
+            scale=config.scale,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * share_of_rate(state.step, config.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.config.seed, 4, epoch]).permutation(len(self.data.train))
+
+    def _look(self) -> None:
+        state, run = self.state, self.run
+        mean = state.loss_sum / state.summed
+        if not math.isfinite(mean):
+            raise RunError(f"{run.path}: the loss is no longer a number by step {state.step}; lower lr")
+        sets, existence = predict(self.network, [m.frames for m in self.data.dev], self.device)
+        chosen = [surest(e, x, len(m.voices)) for e, x, m in zip(sets, existence, self.data.dev, strict=True)]
+        cosine = float(np.mean([assigned(s, m.voices)[2].mean() for s, m in zip(chosen, self.data.dev, strict=True)]))
+        if cosine > state.best:
+            state.best, state.best_step = cosine, state.step
+            facts = {"step": state.step, "dev_cosine": cosine, "classes": list(self.numbers)}
+            run.write_tensors(MODEL, self.network.state_dict(), facts)
+        state.history.append({"step": state.step, "train_loss": mean, "dev_cosine": cosine})
+        state.loss_sum, state.summed = 0.0, 0
+        run.write_history(state.history)
+
+    def _save(self) -> None:
+        self.state.seconds = time.perf_counter() - self.began
+        tensors = {f"model.{k}": v for k, v in self.network.state_dict().items()}
+        self.run.write_tensors(LAST, tensors | optimizer_tensors(self.optimizer), asdict(self.state))
+
+    def _resume(self) -> None:
+        tensors, facts = self.run.read_tensors(LAST)
+        try:
+            self.state = State(**facts)
+            self.network.load_state_dict(
+                {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            )
+            load_optimizer(self.optimizer, tensors)
+        except (TypeError, RuntimeError, ValueError) as error:
+            told = " ".join(str(error).split())[:200]
+            raise RunError(f"{self.run.path / LAST}: of another version or model: {told}") from None
+
+
+def surest(embeddings: NDArray[np.float32], existence: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """The `count` slots (count, size) that are surest to hold a voice; all of them where there are fewer."""
+    return embeddings[np.argsort(-existence, kind="stable")[:count]]
+
+
+def predict(
+    network: Unmixer, frames: Sequence[NDArray[np.float16]], device: torch.device
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Of each piece of frames: embeddings (slots, size), and the probability (slots,) that a slot holds a voice."""
+    network.eval()
+    sets: list[NDArray[np.float32]] = []
+    sure: list[NDArray[np.float32]] = []
+    pieces = [Mixture("", f, np.zeros((0, 0), np.float32), (), ()) for f in frames]
+    with torch.no_grad():
+        for first in range(0, len(pieces), _MOST_AT_ONCE):
+            given, mask = batch_of(pieces[first : first + _MOST_AT_ONCE])
+            embeddings, logits = network(given.to(device), mask.to(device))
+            sets += list(embeddings.cpu().numpy())
+            sure += list(torch.sigmoid(logits).cpu().numpy())
+    return sets, sure
