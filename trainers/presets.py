@@ -27,8 +27,11 @@ _SMALL_HEAD: dict[str, Any] = {
     "medians": [5, 11, 17],
 }
 
+#: Fewer steps of a smaller network.
+_SMALL_UNMIX: dict[str, Any] = {"width": 96, "layers": 2, "steps": 1500, "looks": 10}
+
 #: The probe and the cascade take a minute as they are.
-_SMALL = {"adapter": _SMALL_HEAD, "fusion": _SMALL_HEAD, "unfreeze": _SMALL_HEAD}
+_SMALL = {"adapter": _SMALL_HEAD, "fusion": _SMALL_HEAD, "unfreeze": _SMALL_HEAD, "unmix": _SMALL_UNMIX}
 
 NAMES = ("published", "small")
 
