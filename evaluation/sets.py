@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.bootstrap import Interval, ratio_intervals
+from evaluation.rows import Row, RunFacts
 
 #: What a run compares itself with, in words.
 SYSTEMS = {
@@ -24,7 +25,7 @@ RIVAL = "windows"
 BySpeaker = Mapping[str, Mapping[str, float]]
 
 
-def set_figures(row: Any, num_resamples: int, rng: np.random.Generator) -> None:
+def set_figures(row: Row | RunFacts, num_resamples: int, rng: np.random.Generator) -> None:
     """Fill ``row.figures`` of a run (or row) of kind unmix.
 
     By system: "missed" (voices whose name is not among those nearest to the set, told how many there are), "cosine",
