@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -78,10 +79,18 @@ def message(error: BaseException) -> str:
 
 
 def _next_step(error: OSError) -> str:
-    """What to do where the machine has run out of something."""
+    """What to do about what the system says."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         which = "df -h" if error.errno == errno.ENOSPC else "quota -s"
         return f"; make room on that disk ({which} shows it), then run the same command again: what was finished stays"
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "; close other programs, or raise the number of open files: ulimit -n 4096"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return "; a file is in the way of a folder: choose another path"
+    if error.errno == errno.EISDIR:
+        return "; a folder, where a file is expected: name the file"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "; ask for permission (ls -ld shows who has it), or choose another path"
+    if error.errno == errno.ENOENT:
+        return f"; check the path, which is seen from {os.getcwd()}"
     return ""

@@ -158,10 +158,10 @@ def score_recording(
 
     Raises
     ------
-    ValueError : a collar that is negative or not finite.
+    ValueError : a collar that is negative or leaves nothing to score.
     """
-    if not (math.isfinite(collar_s) and collar_s >= 0):
-        raise ValueError(f"collar must be 0 or more seconds, found {collar_s}")
+    if not 0 <= collar_s <= 10:
+        raise ValueError(f"collar must be 0 to 10 seconds (md-eval's is 0.25), found {collar_s:g}")
     if regions is None:
         times = np.concatenate([reference.start_s, reference.end_s, hypothesis.start_s, hypothesis.end_s])
         regions = np.array([[times.min(), times.max()]]) if len(times) else np.zeros((0, 2))

@@ -131,7 +131,9 @@ def checked_scores(scores: ArrayLike, same: ArrayLike) -> tuple[NDArray[np.float
     if len(bad):
         raise ValueError(f"{len(bad)} of {len(scores)} scores are NaN or infinite (first: trial {bad[0] + 1})")
     if same.all() or not same.any():
-        raise ValueError(f"need same- and different-speaker trials, found {same.sum()} and {(~same).sum()}")
+        raise ValueError(
+            f"need same- and different-speaker trials, found {same.sum()} and {(~same).sum()}; add the others to the list"
+        )
     return scores, same
 
 

@@ -32,6 +32,7 @@ from featstore.store.writer import writer
 from featstore.types import Codebooks, FeatureSpec, Turn, Utterance
 
 VERSION = 1
+_MADE = "featstore export STORE FILE.h5 makes one"
 #: One utterance's JSON is bounded before it is parsed.
 _MAX_JSON_CHARS = 64 << 20
 
@@ -153,8 +154,10 @@ def import_hdf5(
         file = h5py.File(path, "r")
     except OSError as error:
         if not Path(path).exists():
-            raise StoreError(f"{path}: no such file") from None
-        raise StoreError(f"{path}: not an HDF5 file, or cut short ({str(error).splitlines()[0]})") from None
+            raise StoreError(f"{path}: no such file; {_MADE}") from None
+        if Path(path).is_dir():
+            raise StoreError(f"{path}: is a folder; {_MADE}; stores are joined by featstore merge") from None
+        raise StoreError(f"{path}: not an HDF5 file, or cut short ({str(error).splitlines()[0]}); {_MADE}") from None
     with file:
         found = file.attrs.get("whowhen_hdf5")
         if found != VERSION:

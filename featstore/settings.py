@@ -55,9 +55,9 @@ def read_toml(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+        raise ConfigError(f'{path}: not a TOML file: {error}; it holds lines such as key = 1 or key = "text"') from None
 
 
 def read_texts(cls: type, texts: Iterable[str]) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def _address(url: str, example: str) -> str:
     from featstore.store.address import as_url
 
     if (address := as_url(url)) is None:
-        raise ValueError(f"{url}: expected an address, such as {example}")
+        folder = f"; of this folder it is {Path(url).absolute().as_uri()}" if "://" not in url else ""
+        raise ValueError(f"{url}: expected an address, such as {example}{folder}")
     if not address.partition("://")[2].strip("/"):
         raise ValueError(f"{url}: names no bucket, host or folder; expected an address, such as {example}")
     return address

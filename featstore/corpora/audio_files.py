@@ -22,6 +22,10 @@ def audio_files(path: Path) -> list[Path]:
         if any((path / name).exists() for name in _DATASET):
             return []
         found = sorted(Path(root, name) for root, _, names in os.walk(path) for name in names if _is_audio(name))
+        if (path / "features.zarr").exists():
+            raise ValueError(
+                f"{path}: is a store, and no manifest; are the two swapped? featstore extract MANIFEST --store STORE"
+            )
         if not found:
             raise ValueError(
                 f"{path}: neither a saved data set nor a folder with audio in it (looked for {' '.join(sorted(AUDIO))})"

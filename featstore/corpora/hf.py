@@ -123,6 +123,10 @@ def _load(path: str, config: str, wanted: str) -> dict[str, Any]:
         raise ValueError(
             "reading a Hugging Face dataset needs datasets; where whowhen was cloned: pip install -e '.[hub]'"
         ) from None
+    if path.startswith("hf:") and not path[3:]:
+        raise ValueError(
+            "hf: names no data set; expected hf:NAME[:CONFIG][@SPLIT], such as hf:openslr/librispeech_asr@train"
+        )
     # What the hub's client says of each of its attempts would stand before our one line.
     speaker = logging.getLogger("huggingface_hub")
     level = speaker.level

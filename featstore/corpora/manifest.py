@@ -33,6 +33,8 @@ _NO_SPEAKER = {"infer", "-", ""}
 #: What trainers and reports know, and what people who mean one of them write.
 SPLITS = {"train": "training", "dev": "development valid validation val", "test": "testing eval evaluation"}
 
+_HELP = "data_manifests/README.md says what a line needs, make_manifest.py there makes manifests"
+
 
 def read_manifest(
     path: str | PathLike[str],
@@ -150,7 +152,7 @@ def read_jsonl(path: Path, audio_root: str | PathLike[str] | None = None) -> lis
         for where, entry in entries:
             for key in ("audio_filepath", "rttm_filepath"):
                 if entry.get(key) and not (found := (root / _text(where, entry, key)).resolve()).is_relative_to(bound):
-                    raise ValueError(f"{where}: {key} {found} is outside of the audio root {bound}")
+                    raise ValueError(f"{where}: {key} {found} is outside of the audio root {bound} (--audio-root)")
     return [utterance_of(where, entry, root, several) for where, entry in entries]
 
 
@@ -162,7 +164,7 @@ def read_entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
     ValueError : no such file, not UTF-8, not one JSON object a line.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such manifest; give a .jsonl file, a saved dataset's folder or hf:NAME")
+        raise ValueError(f"{path}: no such manifest; give a .jsonl file here, a saved dataset's folder or hf:NAME")
     entries = []
     data = path.read_bytes()
     if b"\0" in data[:4096]:
@@ -179,9 +181,9 @@ def read_entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
         except UnicodeDecodeError:
             raise ValueError(f"{where}: not UTF-8; convert the file (iconv -t UTF-8) and try again") from None
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where}: not JSON ({error}); a manifest has one JSON object a line") from None
+            raise ValueError(f"{where}: not JSON ({error}); a manifest has one JSON object a line: {_HELP}") from None
         if not isinstance(entry, dict):
-            raise ValueError(f"{where}: expected a JSON object, found {type(entry).__name__}")
+            raise ValueError(f"{where}: expected a JSON object, found {type(entry).__name__}; {_HELP}")
         entries.append((where, entry))
     return entries
 
@@ -246,6 +248,8 @@ def utterance_of(where: str, entry: Mapping[str, Any], root: Path, several: Cont
 
 def _text(where: str, entry: Mapping[str, Any], key: str) -> str:
     value = entry.get(key)
+    if key not in entry:
+        raise ValueError(f"{where}: no {key!r} in it, only {', '.join(entry) or 'nothing'}; {_HELP}")
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -183,8 +184,10 @@ def _factory(name: str) -> Callable[..., Extractor]:
         return made
     points = _third_party()
     if name not in points:
+        like = difflib.get_close_matches(name.lower(), names(), n=1)
+        near = f"; did you mean {like[0]}?" if like else ""
         raise ExtractorError(
-            f"no extractor is called {name!r}; known: {', '.join(names())}. Another package can add one with an "
+            f"no extractor is called {name!r}{near}; known: {', '.join(names())}. Another package can add one with an "
             f"entry point in the group {GROUP!r}"
         )
     try:

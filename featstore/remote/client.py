@@ -104,6 +104,8 @@ class Remote:
                 # A plain web server whatever its name; obstore takes some names for a storage service.
                 self._store = (HTTPStore.from_url if self.web else from_url)(url, **settings)
         except (obstore.exceptions.BaseError, ValueError, OSError) as error:
+            if url.startswith("file:") and not make:
+                raise StoreError(f"{url}: no such folder; check the address, or push a store there first") from None
             raise StoreError(f"{url}: not an address of a store: {first_line(error)}") from None
 
     def __reduce__(self) -> tuple[type[Remote], tuple[str]]:
@@ -140,7 +142,10 @@ class Remote:
                 if status in ("401", "403"):
                     raise StoreError(f"{where}: access refused ({first_line(error)})") from None
                 if attempt == ATTEMPTS or self.stopped:
-                    raise StoreError(f"{where}: given up after {attempt} attempts ({first_line(error)})") from None
+                    raise StoreError(
+                        f"{where}: given up after {attempt} attempts ({first_line(error)}); is the address right, and the "
+                        "server there?"
+                    ) from None
                 time.sleep(0.2 * 2**attempt)
             except BaseException as error:
                 if type(error).__name__ != "PanicException":  # of obstore's: no Exception, and in no module to import
@@ -278,9 +283,8 @@ class Remote:
                 found = json.loads(self.read(LISTING, MAX_LISTING_BYTES))["files"]
                 found = {path: size for path, size in found.items() if path.startswith(TOPS)}
             except StoreError as error:
-                raise StoreError(
-                    f"{error}; a web server's store needs the {LISTING} that featstore push writes"
-                ) from None
+                missing = f"; a web server's store needs the {LISTING} that featstore push writes"
+                raise StoreError(f"{error}{missing if str(error).endswith('not there') else ''}") from None
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise StoreError(f"{self.url}/{LISTING}: not a listing ({first_line(error)})") from None
         for path, size in found.items():

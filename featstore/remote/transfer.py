@@ -190,4 +190,5 @@ def _moving(
 
 def _refuse_damaged(store: Path, feature: str, part: str, spec: FeatureSpec, where: object) -> None:
     for finding in check_part(store, feature, part, spec).findings:
-        raise StoreError(f"{where}: part {feature}/{part} is damaged: {finding.problem}")
+        again = "run it again" if store != where else f"run: featstore verify {store} --repair"
+        raise StoreError(f"{where}: part {feature}/{part} is damaged: {finding.problem}; {again}")

@@ -120,10 +120,10 @@ def read_change(store: Path, name: str) -> pa.Table:
     path = store / layout.change_path(name)
     with suppress(OSError):  # `read_table` says what is wrong
         if _digest(path.read_bytes()) != name.partition("-")[2]:
-            raise StoreError(f"{path}: not the change that was committed; run: featstore verify --repair")
+            raise StoreError(f"{path}: not the change that was committed; run: featstore verify STORE --repair")
     table = read_table(path, layout.CHANGE_SCHEMA)
     if not len(table):
-        raise StoreError(f"{path}: changes nothing; run: featstore verify --repair")
+        raise StoreError(f"{path}: changes nothing; run: featstore verify STORE --repair")
     return table
 
 

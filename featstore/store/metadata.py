@@ -106,7 +106,11 @@ def refuse_file(store: Path) -> None:
     if store.is_file():
         with store.open("rb") as file:
             exported = file.read(8) == b"\x89HDF\r\n\x1a\n"
-        advice = f"an HDF5 file; unpack it: featstore import {store} --store FOLDER" if exported else "a file"
+        advice = (
+            f"an HDF5 file; unpack it: featstore import {store} --store FOLDER"
+            if exported
+            else "a file; featstore extract MANIFEST --store STORE makes one"
+        )
         raise StoreError(f"{store}: expected a store's folder, found {advice}")
 
 

@@ -96,12 +96,12 @@ class Part:
                     try:
                         check_chunk(file, path, size, sealed)
                     except StoreError as error:
-                        raise StoreError(f"{error}; run: featstore verify --repair") from None
+                        raise StoreError(f"{error}; run: featstore verify STORE --repair") from None
             # Arrow's map outlives its file. Python's keeps a descriptor, and a store has more chunks than those.
             with pa.memory_map(os.fsencode(path)) as mapped:
                 data = mapped.read_buffer(size)
         except FileNotFoundError:
-            raise StoreError(f"{path}: the chunk is missing; run: featstore verify --repair") from None
+            raise StoreError(f"{path}: the chunk is missing; run: featstore verify STORE --repair") from None
         except OSError as error:
             raise layout.not_readable(path, error, "; run: featstore verify") from None
         return np.frombuffer(data, dtype=kind).reshape(rows, self._spec.dim)

@@ -89,7 +89,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise StoreError(f"{path}: missing; run: featstore verify --repair") from None
+        raise StoreError(f"{path}: missing; run: featstore verify STORE --repair") from None
     except OSError as error:
         raise layout.not_readable(path, error, "; run: featstore verify") from None
     try:

@@ -188,7 +188,7 @@ def test_recordings_that_one_side_lacks() -> None:
 
 @pytest.mark.parametrize("collar", [-0.1, math.nan, math.inf])
 def test_collars_that_are_refused(collar: float) -> None:
-    with pytest.raises(ValueError, match="collar must be 0 or more"):
+    with pytest.raises(ValueError, match="collar must be 0 to 10 seconds"):
         score_recording(NO_TURNS, NO_TURNS, collar_s=collar)
 
 

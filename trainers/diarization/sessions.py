@@ -121,7 +121,12 @@ def load_sessions(store: Store, config: SessionsConfig) -> Sessions:
         notes.append(f"{others} sessions with a split other than train, dev, test were left out")
     if not splits["train"]:
         there = Counter(s.split or "(no split)" for s in found)
-        told = ", ".join(f"{name} {count}" for name, count in there.items()) or "none has turns or a speaker"
+        if not found:
+            raise ConfigError(
+                f"{store.address}: none of its {len(store.ids)} utterances has turns, which say who speaks when; name an "
+                "rttm_filepath in the manifest (then: featstore relabel STORE MANIFEST), or make sessions: featstore simulate"
+            )
+        told = ", ".join(f"{name} {count}" for name, count in there.items())
         raise ConfigError(
             f"{store.address}: no utterance with turns has split=train; there is nothing to train on. Splits found: {told}. "
             "Give them their split: featstore relabel STORE MANIFEST, with utt_id and split on each line"

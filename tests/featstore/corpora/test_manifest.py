@@ -202,7 +202,7 @@ def test_a_key_near_a_known_one_that_is_there_is_somebodys_own(tmp_path: Path) -
         (b'{"audio_filepath": "a.wav"', "not JSON"),
         (b"[1, 2]", "expected a JSON object"),
         (b'{"audio_filepath": "\xff.wav"}', "not UTF-8"),
-        (b'{"duration": 2}', "expected 'audio_filepath' to be a text"),
+        (b'{"duration": 2}', "no 'audio_filepath' in it, only duration"),
         (b'{"audio_filepath": "a.wav", "ofset": 2}', "did you mean 'offset'"),
         (b'{"audio_filepath": "a.wav", "duration": 0}', "duration must be more than 0"),
         (b'{"audio_filepath": "a.wav", "duration": "long"}', "expected 'duration' in seconds"),

@@ -99,7 +99,8 @@ def test_broken_encoders_of_other_packages(other_package: None) -> None:
 
 def test_unknown_name_lists_the_known(other_package: None) -> None:
     with pytest.raises(
-        ExtractorError, match=r"no extractor is called 'mimmi'; known: .*logmel, mimi, mimi-codes, titanet"
+        ExtractorError,
+        match=r"no extractor is called 'mimmi'; did you mean mimi\?; known: .*logmel, mimi, mimi-codes, titanet",
     ):
         create("mimmi")
 

@@ -234,7 +234,7 @@ def test_an_address_is_not_cut(url: str) -> None:
 
 def test_only_push_makes_a_folder(source: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["pull", f"file://{tmp_path}/nothere", str(tmp_path / "copy")])
-    assert result.exit_code == 2 and f"file://{tmp_path}/nothere: not an address of a store" in result.stderr
+    assert result.exit_code == 2 and f"file://{tmp_path}/nothere: no such folder" in result.stderr
     with pytest.raises(StoreError, match="no such folder"):
         transfer.push(tmp_path / "no", f"file://{tmp_path}/new")
     assert list(tmp_path.iterdir()) == []

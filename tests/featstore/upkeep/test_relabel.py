@@ -162,7 +162,7 @@ def test_damage_to_changes_is_found_and_repaired(store: Path) -> None:
     first, second = (store / layout.change_path(name) for name in metadata.check_version(store))
     whole, root = first.read_bytes(), store / layout.ROOT
     first.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
-    with pytest.raises(StoreError, match="not the change that was committed; run: featstore verify --repair"):
+    with pytest.raises(StoreError, match="not the change that was committed; run: featstore verify STORE --repair"):
         featstore.open(store)
     (finding,) = verify(store).damaged
     assert "relabel again" in finding.problem
