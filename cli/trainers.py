@@ -125,7 +125,7 @@ def _kept(out: Path, resume: bool) -> AbstractContextManager[None]:
     return going_on_later(f"is in {out}", how)
 
 
-@app.command("settings")
+@app.command("settings", epilog="Example:\n\n  trainers settings adapter")
 @user_errors()
 def settings_(kind: Annotated[Kind, typer.Argument(help="A kind of run, as for fit.")]) -> None:
     """Every setting of KIND: key=default, what it may be, what it means; for --set and for the TOML file of --config."""
