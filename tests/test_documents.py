@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 from featstore.settings import table
 from trainers import kinds
 
@@ -33,13 +31,6 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
         assert f"## {kind}\n\n```text\n{table(kinds.settings_of(kind))}\n```\n" in told, (
             f"docs/settings.md is not what `trainers settings {kind}` says: python -m tests.test_documents writes it anew"
         )
-
-
-@pytest.mark.parametrize("page", sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]), ids=lambda p: p.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
 
 
 def write_settings() -> None:
