@@ -90,7 +90,7 @@ def _of_sets(row: Row) -> Iterator[tuple[str, str]]:
     if found := memory.get("unmix"):
         text = f"With a memory it follows people through {found['recordings']} recordings: 1 − F1 "
         text += f"{rate(found['lost'], found['lost_interval'])}, {found['numbers']:.1f} voices kept for {found['people']:.1f} people"
-        text += f", {found['switches']:.1f} switches a person"
+        text += f", {found['switches']:.1f} switches a person; the same numbers in every chunk: {rate(memory['constant']['lost'], None)}"
         if (windows := memory.get("windows")) and (gap := found["lost_gap"]):
             text += (
                 f" (the same memory on grouped windows: {rate(windows['lost'], None)}, {windows['numbers']:.1f} voices), "

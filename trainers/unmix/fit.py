@@ -75,8 +75,8 @@ def _finish(
     grouping = grouping_for(usual.windows or [], usual.counts, config.slots) if both else None
     chosen = (threshold, grouping, config.slots, config.seed)
     on_dev = figures(usual.mixtures, systems(usual, data.train, *chosen), config.seed)
-    seen = Heard(*_only(test, known))
-    made = systems(seen, data.train, *chosen)
+    everything = systems(test, data.train, *chosen)
+    seen, made = Heard(*_only(test, known)), {n: s.of(test.counts, known) for n, s in everything.items()}
     on_test, counts = figures(seen.mixtures, made, config.seed), Counter(seen.counts)
     result = {
         "kind": config.kind,
@@ -119,7 +119,7 @@ def _finish(
         "names_found": total(on_test["unmix"]["identified"], "hits", "voices"),
         "majority": max(counts.values()) / sum(counts.values()),
         "sets": on_test,
-        "by_voices": by_cardinality(test.mixtures, systems(test, data.train, *chosen), lambda n: n in known),
+        "by_voices": by_cardinality(test.mixtures, everything, lambda n: n in known),
         "memory": _memory(config, store, data, network, threshold, grouping, device),
         "fit_seconds": round(state.seconds, 3),
         "seconds": round(state.seconds + time.perf_counter() - began, 3),
@@ -157,4 +157,6 @@ def _memory(
         }
         for split, found in data.recordings.items()
     }
-    return try_memory(talks["dev"], talks["test"], config.memory_thresholds) if all(talks.values()) else None
+    return (
+        try_memory(talks["dev"], talks["test"], config.memory_thresholds, config.slots) if all(talks.values()) else None
+    )

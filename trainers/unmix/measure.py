@@ -29,6 +29,11 @@ class Sets:
     told: list[Vectors]
     own: list[Vectors] | None
 
+    def of(self, counts: Sequence[int], known: set[int]) -> Sets:
+        """Those of mixtures of so many voices."""
+        keep = [k for k, count in enumerate(counts) if count in known]
+        return Sets([self.told[k] for k in keep], None if self.own is None else [self.own[k] for k in keep])
+
 
 @dataclass(frozen=True, eq=False)
 class Heard:

@@ -66,7 +66,9 @@ def test_end_to_end(store: Store, tmp_path: Path) -> None:
         (2, 4, True),
         (3, 4, True),
     ]
-    assert set(result["memory"]) == {"unmix", "windows", "mean"}
+    assert set(result["memory"]) == {"unmix", "windows", "mean", "constant"}
+    always = result["memory"]["constant"]
+    assert {r["given"] for r in always["recordings"].values()} == {8.0 * always["always"]}
     assert set(result["memory"]["windows"]["recordings"]) == {"talk-test-0", "talk-test-1"}
     # Windows of a clear teacher are taken apart without any training: the rival is a fair one.
     windows = result["memory"]["windows"]["recordings"]["talk-test-0"]
