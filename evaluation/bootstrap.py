@@ -233,3 +233,36 @@ def ratio_intervals(
     against[against <= 0] = np.nan
     difference = errors.sum() / totals.sum() - other.sum() / others.sum()
     return first, _interval(difference, (draws @ errors) / weight - (draws @ other) / against, len(errors), level)
+
+
+def median_interval(
+    values: ArrayLike,
+    units: Sequence[Any] | NDArray[Any],
+    rng: np.random.Generator,
+    *,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    """Interval of a median over speakers: each is drawn with all of its values.
+
+    Parameters
+    ----------
+    values, units : (voices,) the figures, and whose each is.
+
+    Raises
+    ------
+    ValueError : shapes differ, a value is not finite, or fewer than two speakers.
+    """
+    values = np.asarray(values, np.float64)
+    names, numbers = np.unique(np.asarray(units), return_inverse=True)
+    if values.ndim != 1 or numbers.shape != values.shape or not np.isfinite(values).all():
+        raise ValueError(f"need a finite number and a speaker each, found {values.shape} and {numbers.shape}")
+    order = np.argsort(values)
+    draws = draw_multiplicities(len(names), num_resamples, rng)
+    weights = np.cumsum(draws[:, numbers[order]], axis=1)
+    half = weights[:, -1:] / 2
+    # The middle value where their number is odd, and between the two middle ones where it is even.
+    low, high = (weights < half).sum(1), (weights <= half).sum(1)
+    ranked = values[order]
+    medians = (ranked[low] + ranked[high.clip(max=len(ranked) - 1)]) / 2
+    return _interval(np.median(values), medians, len(names), level)

@@ -62,3 +62,11 @@ def more_needed(gap: dict[str, Any], units: str) -> str:
 def _signed(value: float, plus: str = "") -> str:
     text = f"{abs(value):.1f}"
     return f"−{text}" if value < 0 and text != "0.0" else f"{plus}{text}"
+
+
+def decibels(value: float | None, interval: dict[str, Any] | None) -> str:
+    """A level or a difference of levels, with its interval where there is one: "3.1 dB [2.0 … 4.2]"."""
+    if value is None:
+        return "undefined"
+    ends = f" [{_signed(interval['low'])} … {_signed(interval['high'])}]" if interval else ""
+    return f"{_signed(value)} dB{ends}"
