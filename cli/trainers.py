@@ -51,6 +51,8 @@ Examples:
 
   trainers fit unmix --store STORE --out runs/unmix --set feature=mimi --set teacher=titanet
 
+  trainers fit tse --store STORE --out runs/tse --preset small --set sets=runs/unmix
+
   trainers fit adapter --store STORE --out runs/adapter --resume          (goes on where it was killed)
 
   torchrun --nproc-per-node 4 -m cli.trainers fit adapter --store STORE --out runs/adapter     (four GPUs)
@@ -67,7 +69,7 @@ def fit(
     kind: Annotated[
         Kind,
         typer.Argument(
-            help="probe: who, linearly; proxy: who, by codes; unmix: who, of several at once; the others: who spoke when "
+            help="probe: who, linearly; proxy: who, by codes; unmix: who, of several at once; tse: one voice out of several; the others: who spoke when "
             "(cascade: when and who apart, whole recordings)."
         ),
     ],
@@ -162,6 +164,8 @@ def _show(result: dict[str, Any], out: Path) -> None:
             print(f"  gradient ascent, judged by {judge}: of {told['pairs']} pairs accepted: {taken}")
     elif result["kind"] == "unmix":
         _show_sets(result)
+    elif result["kind"] == "tse":
+        _show_voices(result)
     else:
         best = f", best epoch {result['best_epoch']}" if "best_epoch" in result else ""
         print(f"{result['protocol']} protocol, {result['parameters']:,} parameters{best}")
@@ -204,6 +208,21 @@ def _show_sets(result: dict[str, Any]) -> None:
         print(f"  memory on {SYSTEMS[name]}: F1 {2 * hits / of if of else 0:.1%}, {kept}")
 
 
+def _show_voices(result: dict[str, Any]) -> None:
+    print(
+        f"{result['parameters']:,} parameters, best step {result['best_step']} (dev): trained on {result['num_mixtures']} "
+        f"mixtures of {result['num_speakers']} speakers, tried on {result['num_test_voices']} voices of "
+        f"{result['num_test_speakers']} others"
+    )
+    for system in result["extraction"].values():
+        gain = "—" if system["si_sdri"] is None else f"{system['si_sdri']:+.1f} dB"
+        print(f"  {system['name']:60s} SI-SDRi {gain}")
+    for name, sums in result["swaps"].items():
+        if sums["pairs"]:
+            system = result["extraction"][name]["name"]
+            print(f"  of {sums['pairs']} pairs of voices {sums['swapped']} swap with who is asked for ({system})")
+
+
 def _show_spread(results: dict[str, Any], out: Path) -> None:
     """A line for every seed, and one for all of them."""
     from trainers.seeds import spread
@@ -211,11 +230,15 @@ def _show_spread(results: dict[str, Any], out: Path) -> None:
     for warning in dict.fromkeys(warning for result in results.values() for warning in result["warnings"]):
         warn(warning)
     found = spread(results)
+
+    def text(value: float | None) -> str:
+        return "—" if value is None else f"{value:.1f} dB" if found["measure"] == "SI-SDRi" else f"{value:7.2%}"
+
     for name, value in found["values"].items():
-        print(f"  {out / name}  {found['measure']} {'—' if value is None else format(value, '7.2%')}")
+        print(f"  {out / name}  {found['measure']} {text(value)}")
     if found["mean"] is not None:
-        between = f"between {found['min']:.2%} and {found['max']:.2%}"
-        print(f"{found['measure']} of {len(results)} seeds: mean {found['mean']:.2%}, {between}")
+        between = f"between {text(found['min']).strip()} and {text(found['max']).strip()}"
+        print(f"{found['measure']} of {len(results)} seeds: mean {text(found['mean']).strip()}, {between}")
 
 
 if __name__ == "__main__":

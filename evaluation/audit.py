@@ -13,8 +13,11 @@ import numpy as np
 from evaluation import runs
 from evaluation.diarization import score
 from evaluation.doctor import Check, Level
-from evaluation.runs import HYPOTHESIS, REFERENCE, RESULT, SCORES, RunFiles
+from evaluation.extraction import figures
+from evaluation.runs import HYPOTHESIS, REFERENCE, RESULT, SCORES, VOICES, RunFiles
 from evaluation.verification import evaluate_scores
+from evaluation.voices import read_voices
+from evaluation.words import decibels
 from featstore import Store
 from featstore.store.labels import label_digests, other_labels
 
@@ -174,6 +177,8 @@ def check_run(path: str | PathLike[str], store: Store | None = None) -> list[Che
         checks += _check_diarizer(run, result, store, unsound)
     if (run.path / SCORES).exists():
         checks += _check_probe(run, result, unsound)
+    if (run.path / VOICES).exists():
+        checks += _check_voices(run, result, unsound)
     return checks
 
 
@@ -208,6 +213,19 @@ def _check_diarizer(run: RunFiles, result: Mapping[str, Any], store: Store | Non
         # Without a test split, figures are on training recordings that were held out: no leak, but not test either.
         level = unsound if len(store.select(split="test")) else "warning"
         checks.append(_shared(f"{path}: measured on recordings of split=train", shared, level))
+    return checks
+
+
+def _check_voices(run: RunFiles, result: Mapping[str, Any], unsound: Level) -> list[Check]:
+    found = read_voices(run)
+    checks = []
+    for name, again in figures(found, 2, 0).items():
+        stated = result["extraction"][name]["si_sdri"]
+        level: Level = "ok" if again["si_sdri"] == stated else "error"
+        told = decibels(again["si_sdri"], None), decibels(stated, None)
+        checks.append(Check(f"{run.path}: SI-SDRi, {again['name']}, from {VOICES}", *told, level))
+    shared = sorted(set(found["speaker"]) & set(run.model_facts().get("classes", ())))
+    checks.append(_shared(f"{run.path}: test speakers that it was trained on", shared, unsound))
     return checks
 
 

@@ -23,6 +23,8 @@ from evaluation.rows import Row, RunFacts, expand, read_run, rows_of
 from evaluation.sets import set_figures
 from evaluation.table import experiments_table
 from evaluation.terms import TERMS, YARDSTICKS
+from evaluation.voices import extraction_figures
+from evaluation.voices import tables as tables_of_voices
 from evaluation.words import SIGN
 
 
@@ -50,7 +52,7 @@ def gather(
         _measure(row, num_resamples, seed)
         if row.diarizes:
             baselines.look_at_truth(row)
-        elif not row.unmixes:
+        elif not row.unmixes and not row.extracts:
             plot_scores(row, plotted)
     facts = {
         "whowhen": metadata.version("whowhen"),
@@ -72,6 +74,7 @@ def gather(
         "whole": [
             {"label": row.label, **split} for row in rows if (split := whole_against_windows(row, num_resamples, seed))
         ],
+        "voices": tables_of_voices(rows),
         "runs": [_run(run, row) for run, row in sorted(_with_rows(rows), key=lambda pair: found.index(pair[0]))],
         "yardsticks": [dict(zip(("what", "figure", "source"), y, strict=True)) for y in YARDSTICKS],
     }
@@ -82,6 +85,8 @@ def _measure(row: Row, num_resamples: int, seed: int) -> None:
     """Figures of a row and of each of its runs; of a single run they are the same."""
     each: list[Row | RunFacts] = [row, *(row.runs if len(row.runs) > 1 else ())]
     measure = set_figures if row.unmixes else diarization_figures if row.diarizes else verification_figures
+    if row.extracts:
+        measure = extraction_figures
     for of in each:
         measure(of, num_resamples, np.random.default_rng(seed))
     if len(row.runs) == 1:
@@ -118,7 +123,7 @@ def _run(run: RunFacts, row: Row) -> dict[str, Any]:
         "result": {
             k: v
             for k, v in run.result.items()
-            if k not in ("systems", "recordings", "notes", "whole", "sets", "memory")
+            if k not in ("systems", "recordings", "notes", "whole", "sets", "memory", "extraction", "examples")
         },
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from evaluation import baselines
+from evaluation import baselines, voices
 from evaluation.answer import der_of, figures_of, unlike_training
 from evaluation.experiments import EXPERIMENTS, called
 from evaluation.proxy import sentences
@@ -34,6 +34,10 @@ def findings(rows: Sequence[Row], num_resamples: int, seed: int) -> list[Finding
                 ]
             elif row.unmixes:
                 told += [{"experiment": id, "measure": measure, "text": text} for measure, text in _of_sets(row)]
+            elif row.extracts:
+                told += [
+                    {"experiment": id, "measure": measure, "text": text} for measure, text in voices.sentences(row)
+                ]
             elif not row.diarizes:
                 lines = _of_raw(row) if id == "1" else _of_a_probe(row, rows)
                 told += [{"experiment": id, "measure": "EER", "text": line} for line in lines]

@@ -16,7 +16,8 @@ from typing import Any
 
 from evaluation.facts import gather
 from evaluation.pictures import pictures
-from evaluation.words import rate, signed, span
+from evaluation.voices import players
+from evaluation.words import decibels, rate, signed, span
 
 
 def report(
@@ -38,7 +39,7 @@ def report(
     target = Path(out)
     target.mkdir(parents=True, exist_ok=True)
     (target / "report.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    shown = facts | {"pictures": pictures(facts, rows, plotted)}
+    shown = facts | {"pictures": pictures(facts, rows, plotted), "players": players(rows)}
     for name, template in (("report.html", "report.html.j2"), ("report.md", "report.md.j2")):
         (target / name).write_text(render(template, shown), encoding="utf-8")
     return facts
@@ -56,7 +57,8 @@ def render(template: str, facts: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "rate": lambda line: rate(line["value"], line["interval"]),
+        "rate": lambda line: (decibels if line.get("unit") == "dB" else rate)(line["value"], line["interval"]),
+        "decibels": lambda value: decibels(value, None),
         "span": span,
         "ends": lambda least_most: span(dict(zip(("low", "high"), least_most, strict=True))),
         "points": lambda difference: signed(difference).removesuffix(" points"),

@@ -16,7 +16,7 @@ from evaluation.runs import RESULT, RunError, RunFiles
 from featstore import FeatureSpec
 
 # Settings that do not decide what comes out, and the two that rows are made by.
-_NOT_DECIDING = ("device", "resident", "checkpoint_steps", "tensorboard", "seed", "train_fraction")
+_NOT_DECIDING = ("device", "resident", "checkpoint_steps", "tensorboard", "seed", "train_fraction", "rated")
 
 
 @dataclass(eq=False)
@@ -96,12 +96,17 @@ class Row:
 
     @property
     def diarizes(self) -> bool:
-        return "systems" not in self.result and not self.unmixes
+        return "systems" not in self.result and not self.unmixes and not self.extracts
 
     @property
     def unmixes(self) -> bool:
         """Whether it tells a set of voices, and nothing of when."""
         return "sets" in self.result
+
+    @property
+    def extracts(self) -> bool:
+        """Whether it takes voices out of mixtures."""
+        return "extraction" in self.result
 
     @property
     def train_fraction(self) -> float:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 CONFIG, RESULT = "config.json", "result.json"
 MODEL, LAST, HISTORY = "model.safetensors", "last.safetensors", "history.csv"
-SCORES, OUTPUTS = "scores.parquet", "outputs"
+SCORES, OUTPUTS, VOICES = "scores.parquet", "outputs", "voices.parquet"
 REFERENCE, HYPOTHESIS, WINDOWS = "ref.rttm", "hyp.rttm", "windows.uem"
 
 #: Under this key a safetensors header keeps what the run says about the weights, as JSON.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from evaluation import voices
 from evaluation.experiments import EXPERIMENTS, asked, label_of
 from evaluation.rows import Row
 
@@ -52,7 +53,10 @@ def _is_whole(row: Row, rows: Sequence[Row]) -> bool:
 
 
 def _cell(id: str, row: Row) -> dict[str, Any]:
-    told = _sets(row) if row.unmixes else _diarization(row) if row.diarizes else _verification(id, row)
+    if row.extracts:
+        told = voices.cell(row)
+    else:
+        told = _sets(row) if row.unmixes else _diarization(row) if row.diarizes else _verification(id, row)
     if row.train_fraction < 1:
         told["on"] += f"; trained on {100 * row.train_fraction:g} % of the training data"
     return {"run": row.name, "warnings": row.files.warnings, "seeds": len(row.runs), **told}

@@ -34,6 +34,12 @@ TERMS = {
     "one speaker throughout": "A system that knows nothing: somebody speaks all the time, and it is always the same voice.",
     "true speech, one speaker": "A system that knows when anybody speaks, and tells no voices apart.",
     "random cosine": "A score that has nothing to do with the speakers: EER 50 %.",
+    "SI-SDR": "Scale-invariant signal-to-distortion ratio: the power of what is the reference, however loud, over the power of "
+    "the rest, in dB. SI-SDRi is by how much it is above the mixture's own.",
+    "enrolled / enrolment": "Another recording of the same person, in which something else is said.",
+    "ESTOI": "Extended short-time objective intelligibility, 0 to 1.",
+    "PESQ": "Perceptual evaluation of speech quality, wide band, 1 to 4.64.",
+    "DNSMOS": "What listeners would say of the sound, 1 to 5, as a network guesses without a reference.",
     "reference protocol": "The published procedure, its flaws included, repeated on the data here.",
     "sound protocol": "The same experiment with the flaws mended.",
     "95 % interval / interval": "How far chance alone moves a figure, by bootstrap: of an EER by resampling speakers, of a DER "

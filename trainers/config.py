@@ -41,7 +41,7 @@ class FitConfig:
 
     kind: str
     protocol: Literal["sound", "reference"] = Field("sound", description="reference: as published, flaws included")
-    experiment: Literal["", "1.5", "poc", "2", "2.5", "3", "4", "5", "6"] = Field(
+    experiment: Literal["", "1.5", "poc", "2", "2.5", "3", "4", "5", "6", "7"] = Field(
         "", description="row of the report that the run is for; empty: the one of its kind"
     )
     seed: WholeNumber = Field(0, description="of everything that is drawn")

@@ -17,6 +17,7 @@ _KINDS = {
     "cascade": ("trainers.cascade.config.CascadeConfig", "trainers.cascade.fit.fit_cascade"),
     "proxy": ("trainers.proxy.config.ProxyConfig", "trainers.proxy.fit.fit_proxy"),
     "unmix": ("trainers.unmix.config.UnmixConfig", "trainers.unmix.fit.fit_unmix"),
+    "tse": ("trainers.tse.config.TseConfig", "trainers.tse.fit.fit_tse"),
     "unfreeze": ("trainers.diarization.config.UnfreezeConfig", "trainers.diarization.fit.fit_diarizer"),
 }
 NAMES = tuple(_KINDS)

@@ -23,7 +23,7 @@ from featstore.store.labels import label_digests, other_labels
 from trainers.config import ConfigError, FitConfig
 
 # What may change between a run and its resumption without making it another run.
-_MAY_DIFFER = ("device", "resident", "checkpoint_steps", "epochs", "tensorboard")
+_MAY_DIFFER = ("device", "resident", "checkpoint_steps", "epochs", "tensorboard", "rated", "sets", "test_mixtures")
 
 C = TypeVar("C", bound=FitConfig)
 

@@ -47,7 +47,7 @@ def spread(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns
     -------
-    dict : measure ("DER", "EER" of probe and proxy, "names not found" of unmix), values (by run), mean, min, max; of those the
+    dict : measure ("DER", "EER" of probe and proxy, "names not found" of unmix, "SI-SDRi" of tse in dB), values (by run), mean, min, max; of those the
     last three None where no run has a figure.
     """
     values: dict[str, float | None] = {}
@@ -55,6 +55,9 @@ def spread(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for name, result in results.items():
         if "sets" in result:
             measure, values[name] = "names not found", 1 - result["names_found"]
+        elif "extraction" in result:  # by which way of asking it is judged
+            of = result["extraction"]
+            measure, values[name] = "SI-SDRi", of["enrolled" if "enrolled" in of else "none"]["si_sdri"]
         elif "systems" in result:  # the system that was fitted is called as its kind is
             measure, values[name] = "EER", result["systems"][result["kind"]]["eer"]
         else:

@@ -88,6 +88,9 @@ def made_up() -> dict[str, Any]:
             {"train_fraction": f, "hours": f, "der": 0.5 - f / 5, "interval": interval(0.4), "loss": None, "seeds": 1} for f in (0.5, 1.0)
         ]}],
         "whole": [{"label": "fusion", "per_window": 0.3, "whole": 0.4, "difference": 0.1, "interval": interval(0.1), "identity": 0.1, "rest": 0.0}],
+        "proxies": [], "voices": [{"label": "one voice out of a mixture", "name": "a-run", "rated": ["estoi"], "systems": [
+            {"name": "asked for by another utterance", "si_sdr": 4.0, "si_sdri": 3.0, "interval": interval(3.0), "better": 0.7, "sounds": {"estoi": 0.5}}
+        ], "swaps": [{"name": "asked for by another utterance", "pairs": 9, "swapped": 8}]}],
         "yardsticks": [{"what": "TitaNet-L", "figure": "EER 0.66 %", "source": "model card"}], "runs": [*runs, probe],
     }  # fmt: skip
 
@@ -105,10 +108,19 @@ def pictures(facts: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+SILENCE = "data:audio/mpeg;base64,"
+PLAYERS = [
+    {
+        "label": "one voice out of a mixture", "mixture": "mix-0", "sound": SILENCE,
+        "voices": [{"speaker": "ann", "sounds": [{"what": "extracted", "gain": 3.0, "sound": SILENCE}]}],
+    }
+]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def page() -> str:
     facts = made_up()
-    return render("report.html.j2", facts | {"pictures": pictures(facts)})
+    return render("report.html.j2", facts | {"pictures": pictures(facts), "players": PLAYERS})
 
 
 class Seen(HTMLParser):
