@@ -35,20 +35,28 @@ def opened(run: Path | None, weights: list[str] | None, device: str | None, enro
     """
     import diarizer
 
-    moved = {}
-    for pair in weights or []:
-        feature, equals, path = pair.partition("=")
-        if not equals or not feature or not path:
-            raise ValueError(f"--weights: expected FEATURE=PATH (such as mimi=tokenizer.safetensors), found {pair!r}")
-        moved[feature] = path
+    moved = dict(pairs_of("--weights", weights, "FEATURE=PATH (such as mimi=tokenizer.safetensors)"))
     made = diarizer.load(run, weights=moved, device=device or "auto")
     for warning in made.warnings:
         warn(warning)
-    for pair in enrol or []:
-        name, equals, path = pair.partition("=")
-        if not equals or not name.strip() or not path:
-            raise ValueError(f"--enrol: expected NAME=AUDIO, found {pair!r}")
-        if name.strip() in made.voices:
-            raise ValueError(f"--enrol: {name.strip()!r} is named twice; join that person's recordings into one file")
-        made.enrol(name.strip(), path)
+    for name, path in pairs_of("--enrol", enrol, "NAME=AUDIO"):
+        if name in made.voices:
+            raise ValueError(f"--enrol: {name!r} is named twice; join that person's recordings into one file")
+        made.enrol(name, path)
     return made
+
+
+def pairs_of(option: str, given: list[str] | None, form: str) -> list[tuple[str, str]]:
+    """What an option of the form ``KEY=VALUE`` says, in order.
+
+    Raises
+    ------
+    ValueError : a text without ``=``, or with nothing on one side of it.
+    """
+    pairs = []
+    for text in given or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip() or not value:
+            raise ValueError(f"{option}: expected {form}, found {text!r}")
+        pairs.append((key.strip(), value))
+    return pairs
