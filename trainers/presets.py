@@ -29,8 +29,16 @@ _SMALL_HEAD: dict[str, Any] = {
 
 #: Fewer steps of a smaller network.
 _SMALL_UNMIX: dict[str, Any] = {"width": 96, "layers": 2, "steps": 1500, "looks": 10}
-#: A sixth of the work a step, and fewer of them: half an hour of one free core.
-_SMALL_TSE: dict[str, Any] = {"channels": 64, "hop": 256, "crop_s": 2.0, "steps": 3000, "lr": 2e-3}
+#: A fraction of the work a step, and what it took to learn whom to listen for: docs/decisions/0017-extraction.md.
+_SMALL_TSE: dict[str, Any] = {
+    "architecture": "gru",
+    "channels": 64,
+    "hop": 256,
+    "crop_s": 2.0,
+    "least_voices": 2,
+    "steps": 2000,
+    "lr": 2e-3,
+}
 
 #: The probe and the cascade take a minute as they are.
 _SMALL = {

@@ -13,13 +13,12 @@ from scipy.optimize import linear_sum_assignment
 from evaluation.runs import RESULT
 from evaluation.unmixing import assigned
 from featstore import Store
-from trainers.cascade.inputs import read
 from trainers.config import ConfigError
 from trainers.runs import Run
 from trainers.tse.config import TseConfig
 from trainers.tse.data import Mixture, TseData
 from trainers.unmix.config import UnmixConfig
-from trainers.unmix.data import towards
+from trainers.unmix.data import read_all, towards
 from trainers.unmix.loop import make_network, predict
 from trainers.unmix.measure import existing
 from trainers.unmix.memory import Memory
@@ -57,12 +56,9 @@ class Choices:
                 "both must be of one encoder"
             )
         result = run.read_json(RESULT)
-        mixtures = data.splits["test"]
+        mixtures = data.splits["test"][: config.test_mixtures]
         ids = [mixture.utterance.id for mixture in mixtures]
-        frames = [
-            read(store, settings.inputs, id, 0, store.num_frames(settings.inputs[0], id)).astype(np.float16)
-            for id in ids
-        ]
+        frames = [read_all(store, settings.inputs, id) for id in ids]
         tensors, _ = run.read_tensors("model.safetensors")
         network = make_network(settings, frames[0].shape[1], len(data.centre))
         network.load_state_dict(tensors)
@@ -136,6 +132,7 @@ def _words(mixture: Mixture, k: int) -> str:
 
 
 def _reach(store: Store, feature: str, data: TseData, centre: Vectors) -> float:
-    """How far a training voice lies from the centre, on average."""
-    tracks = [voice.track.id for mixture in data.splits["train"] for voice in mixture.voices]
+    """How far what a training voice says lies from the centre, on average."""
+    said = {id for m in data.splits["train"] for v in m.voices for id in (v.track.id, *v.others)}
+    tracks = sorted(id for id in said if id in data.vectors)
     return float(np.linalg.norm(store.pooled(feature, tracks) - centre, axis=1).mean())
