@@ -37,6 +37,7 @@ class Diarizer:
     ----------
     run : its folder.
     voices : enrolled ones, by name; `enrol` adds.
+    weights, device : where encoders' weights lie that moved, and what all runs on, as asked.
     warnings : what must stand beside every answer; empty for properly trained weights.
     """
 
@@ -44,7 +45,7 @@ class Diarizer:
         self.run = run
         self.head = head_of(run, pick_device(device))
         self.voices: dict[str, Voice] = {}
-        self._weights, self._device = dict(weights), device
+        self.weights, self.device = dict(weights), device
         self.warnings = tuple(run.warnings)
         if run.path.resolve() == DEMO.resolve():
             self.warnings = ("demo weights: the run that comes along, small and made to be tried", *self.warnings)
@@ -52,7 +53,7 @@ class Diarizer:
     @cached_property
     def encoders(self) -> dict[str, Extractor]:
         """Encoders by feature, made when they are first needed; see `encoders_of` for what it raises."""
-        return encoders_of(self.run, self._weights, self._device)
+        return encoders_of(self.run, self.weights, self.device)
 
     def __call__(
         self,

@@ -15,11 +15,10 @@ from featstore import FrameGrid
 from trainers.cascade.cascade import SINGLE_CHANGE, Cascade, Heard
 from trainers.cascade.clusters import Pieces, unit
 from trainers.cascade.counting import REACH
-from trainers.cascade.decoding import Evidence, best_paths, prices_of, scores_of, sets_of, smooth_counts
+from trainers.cascade.decoding import Evidence, prices_of, scores_of, sets_of, smooth_counts
 from trainers.cascade.inputs import Read, finer
 
-_ENOUGH_S = 1.0  # of speech, from which a group of pieces is a voice
-_SMOOTHED = 25  # frames before those that are listened to, that a path through counts begins with
+_SMOOTHED = 6  # frames before those that are listened to, that a path through counts begins with
 
 
 class LiveCascade:
@@ -34,7 +33,7 @@ class LiveCascade:
         self.same = 1 - choice.threshold
         self.kept = REACH + timing.settle + timing.step + _SMOOTHED
         step_s, dim = cascade.grid.step_s, len(cascade.who.mean)
-        self.voices = Voices(dim, choice.clustering, choice.threshold, slots, _ENOUGH_S / step_s)
+        self.voices = Voices(dim, choice.clustering, choice.threshold, slots, step_s)
         sizes = max(1, round(config.piece_s / step_s)), round(config.edge_s / step_s)
         self.listening = Listening(dim, *sizes, self.voices.add)
         self.reset()
@@ -64,12 +63,14 @@ class LiveCascade:
         who = unit(self.cascade.who(read(self.who, begin, heard)))
         self._listen(counts, who, begin, heard if last else complete, last)
         same, self.voices.same = self.voices.same, {}
-        self.now = tuple(sorted({same.get(v, v) for v in self.now} & set(self.voices.numbers)))
+        self.now = tuple(same.get(v, v) for v in self.now)
 
         counts, who = counts[(self.settled - begin) * substeps :], who[self.settled - begin :]
         numbers, means = self.voices.numbers, self.voices.means
+        if not numbers:  # whoever speaks first will be the first voice
+            numbers, means = (self.voices.next,), np.zeros((1, who.shape[1]), np.float32)
         evidence = Evidence(counts, np.repeat(who @ means.T, substeps, axis=0), means @ means.T)
-        active = self._decode(evidence)
+        active = self._decode(evidence, numbers)
         sure = sureness(Heard(counts, who, Pieces(who[:0], np.zeros(0))), evidence.cosines, active)
         settle = heard if last else max(self.settled, heard - self.timing.settle)
         shown = heard if last else max(settle, heard - self.timing.ahead)
@@ -79,7 +80,7 @@ class LiveCascade:
         self.settled = settle
         return Said(active[:told], sure[:told], numbers, answers), same
 
-    def _decode(self, evidence: Evidence) -> NDArray[np.bool_]:
+    def _decode(self, evidence: Evidence, numbers: tuple[int, ...]) -> NDArray[np.bool_]:
         """The best path from who speaks now on."""
         how, at_once = self.cascade.choice.decoding, self.cascade.config.at_once
         sets = sets_of(evidence.cosines.shape[1], at_once)
@@ -87,17 +88,18 @@ class LiveCascade:
             return np.zeros((0, sets.shape[1]), np.bool_)
         prices = prices_of(sets, how)
         scores = scores_of(evidence, sets, how)
-        now = np.isin(self.voices.numbers, self.now)
-        scores[0] += prices[np.flatnonzero((sets == now).all(1))[0]]
-        (path,) = best_paths([scores], [prices])
-        return sets[path]
+        now = np.isin(numbers, self.now)
+        found = np.flatnonzero((sets == now).all(1))
+        scores[0] += prices[found[0] if len(found) else 0]
+        return sets[_best_path(scores, prices)]
 
     def _listen(self, counts: NDArray[np.float32], who: NDArray[np.float32], begin: int, upto: int, last: bool) -> None:
         """Pieces out of the frames that have all that they wait for."""
-        many = smooth_counts(counts, SINGLE_CHANGE).reshape(-1, self.substeps)
+        before = max(0, self.listened - _SMOOTHED) - begin
+        many = smooth_counts(counts[before * self.substeps :], SINGLE_CHANGE).reshape(-1, self.substeps)
         single = (many == 1).all(1)
         for frame in range(self.listened, upto):
-            self.listening.hear(who[frame - begin], bool(single[frame - begin]), frame)
+            self.listening.hear(who[frame - begin], bool(single[frame - begin - before]), frame)
         self.listened = max(self.listened, upto)
         if last:
             self.listening.finish(upto)
@@ -117,3 +119,19 @@ class LiveCascade:
         self.settled, self.listened, self.now = numbers["settled"], numbers["listened"], tuple(numbers["now"])
         self.listening.cut, self.listening.stretch = numbers["cut"], arrays["stretch"]
         self.voices.restore({k.removeprefix("voices/"): v for k, v in arrays.items() if k.startswith("voices/")})
+
+
+def _best_path(scores: NDArray[np.float64], prices: NDArray[np.float64]) -> NDArray[np.int64]:
+    """`trainers.cascade.decoding.best_paths` of one short table, without what many long ones need."""
+    back = np.zeros(scores.shape, np.int64)
+    columns = np.arange(scores.shape[1])
+    best = scores[0]
+    for step in range(1, len(scores)):
+        total = best[:, None] + prices
+        back[step] = total.argmax(0)
+        best = total[back[step], columns] + scores[step]
+    path = np.zeros(len(scores), np.int64)
+    path[-1] = best.argmax()
+    for step in range(len(scores) - 1, 0, -1):
+        path[step - 1] = back[step, path[step]]
+    return path

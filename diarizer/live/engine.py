@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -201,7 +201,7 @@ class Live:
             last,
         )
         self._turning.joined(same)
-        self._call(same)
+        self._call(said.voices, same)
         end_s = hearing.heard * self._step_s
         end_s = min(end_s, hearing.seconds) if last else end_s
         over, open_ = self._turning.take(said, last)
@@ -214,7 +214,7 @@ class Live:
     def _told(self, voice: int, turn: Open, end_s: float) -> LiveTurn:
         return self._turning.told(turn, self._names[voice], end_s)
 
-    def _call(self, same: Mapping[int, int]) -> None:
+    def _call(self, said: Sequence[int], same: Mapping[int, int]) -> None:
         """Names for voices: typed, enrolled, or by arrival."""
         for old, new in same.items():
             if old in self._typed:
@@ -223,7 +223,9 @@ class Live:
         known = named(vectors, self._enrolled, self._head.same)
         for k, number in enumerate(numbers):
             self._names[number] = self._typed.get(number) or known.get(k) or f"speaker{number + 1}"
-        for number in set(self._names) - set(numbers) - set(self._turning.open) - set(self._typed):
+        for number in said:
+            self._names.setdefault(number, f"speaker{number + 1}")
+        for number in set(self._names) - set(numbers) - set(said) - set(self._turning.open) - set(self._typed):
             del self._names[number]
 
     # ---- to go on elsewhere

@@ -18,6 +18,8 @@ from trainers.cascade.clusters import Pieces, groupings, unit
 
 _MOST_PIECES = 160
 _MOST_GONE = 100  # voices that left their slots and are known again
+#: A group is a voice from this share of all speech on, but at least and at most from so many seconds on.
+_SHARE, _LEAST_S, _ENOUGH_S = 0.02, 0.6, 2.5
 _ROUNDS = 2  # of moving pieces to the nearest voice
 
 
@@ -29,7 +31,7 @@ class Voices:
     dim : of vectors.
     clustering, threshold : see `trainers.cascade.clusters.groupings`.
     slots : voices at once at most.
-    enough : weight from which a group is a voice.
+    step_s : of a frame.
 
     Attributes
     ----------
@@ -38,9 +40,9 @@ class Voices:
     same : voices that turned out to be others; who asks takes them away.
     """
 
-    def __init__(self, dim: int, clustering: str, threshold: float, slots: int, enough: float) -> None:
+    def __init__(self, dim: int, clustering: str, threshold: float, slots: int, step_s: float) -> None:
         self.dim, self.clustering, self.threshold = dim, clustering, threshold
-        self.slots, self.enough = slots, enough
+        self.slots, self.step_s = slots, step_s
         self.forget()
 
     def forget(self) -> None:
@@ -71,13 +73,10 @@ class Voices:
         pieces = Pieces(unit(self.sums).astype(np.float32), self.weights)
         (labels,) = groupings(pieces, self.clustering, (self.threshold,)).values()
         belongs = self._matched(labels)
+        there = self._heavy(belongs)
         for _ in range(_ROUNDS):  # as `voices_of` does it
-            there = np.unique(belongs[belongs >= 0])
-            if not len(there):
-                break
-            means = self._means(belongs, there)
-            near = there[(pieces.vectors @ means.T).argmax(1)]
-            belongs = np.where(belongs >= 0, near, -1)
+            near = there[(pieces.vectors @ self._means(belongs, there).T).argmax(1)]
+            belongs = np.where(np.isin(belongs, there), near, belongs)
         for old in set(self.of[self.of >= 0].tolist()) - set(belongs.tolist()):
             to = belongs[(self.of == old) & (belongs >= 0)]
             if len(to):
@@ -97,11 +96,21 @@ class Voices:
         weight = np.bincount(labels, self.weights, groups)
         first = [int(np.flatnonzero(labels == g)[0]) for g in range(groups)]
         for g in sorted((g for g in range(groups) if g not in found), key=lambda g: first[g]):
-            if weight[g] >= self.enough or not self.next:
-                found[g] = self._newcomer(
-                    unit(self.sums[labels == g].sum(0)), set(found.values()) | set(numbers.tolist())
-                )
+            if weight[g] >= min(self._enough, weight.max()):
+                vector = unit(self.sums[labels == g].sum(0))
+                found[g] = self._newcomer(vector, set(found.values()) | set(numbers.tolist()))
         return np.array([found.get(g, -1) for g in labels.tolist()], np.int64)
+
+    @property
+    def _enough(self) -> float:
+        """The weight from which a group is a voice."""
+        return min(max(_SHARE * float(self.weights.sum()), _LEAST_S / self.step_s), _ENOUGH_S / self.step_s)
+
+    def _heavy(self, belongs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of the groups that are voices now; a lighter one keeps its number until it is."""
+        numbers = np.unique(belongs[belongs >= 0])
+        weights = np.array([self.weights[belongs == n].sum() for n in numbers.tolist()])
+        return numbers[weights >= min(self._enough, weights.max(initial=0.0))]
 
     def _newcomer(self, vector: NDArray[np.float32], there: set[int]) -> int:
         """The next number, or that of who was here before."""
@@ -118,7 +127,7 @@ class Voices:
         return unit(np.stack([self.sums[belongs == n].sum(0) for n in numbers.tolist()])).astype(np.float32)
 
     def _refresh(self) -> None:
-        numbers = np.unique(self.of[self.of >= 0])
+        numbers = self._heavy(self.of)
         self.numbers = tuple(numbers.tolist())
         self.means = self._means(self.of, numbers) if len(numbers) else np.zeros((0, self.dim), np.float32)
 

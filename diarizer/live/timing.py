@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 MIN_S, MAX_S = 0.16, 10.0
 #: A turn that is over is settled on so long after it was heard, or after the latency where that is more.
-SETTLE_S = 2.0
+SETTLE_S = 4.0
 _MOST_STEP = 12
 
 
@@ -36,6 +36,7 @@ class Timing:
         if not MIN_S <= latency_s <= MAX_S:
             raise ValueError(f"latency: expected {MIN_S:g} to {MAX_S:g} s, found {latency_s:g}")
         frames = max(1, int(latency_s / step_s + 1e-6))
-        step = min(max(1, frames // 4), _MOST_STEP)
+        # Half of it, but four frames (0.32 s) are often enough, unless answers wait for seconds and steps are dear.
+        step = min(max(1, frames // 2), max(4, frames // 8), _MOST_STEP)
         ahead = frames - step
         return cls(step, ahead, max(ahead, waits, round(SETTLE_S / step_s)))

@@ -17,14 +17,19 @@ class MimiStream:
     """A wave in pieces of up to `piece_frames` frames → the frames that `MimiExtractor.extract` makes of it in one go.
 
     moshi's ring of keys is widened as there; so the difference is that of float32 sums of other lengths.
+
+    Parameters
+    ----------
+    widened : False leaves the ring as moshi has it, which is what a running Moshi hears.
     """
 
-    def __init__(self, extractor: MimiExtractor, piece_frames: int) -> None:
+    def __init__(self, extractor: MimiExtractor, piece_frames: int, widened: bool = True) -> None:
         shared = {id(t): t for t in (*extractor._model.parameters(), *extractor._model.buffers())}
         self._model = copy.deepcopy(extractor._model, shared)
         self.piece_frames = piece_frames
         self._model.streaming_forever(1)
-        _widen_caches(self._model, piece_frames)
+        if widened:
+            _widen_caches(self._model, piece_frames)
 
     def feed(self, wave: NDArray[np.float32]) -> NDArray[np.float32]:
         """``(samples,)`` → ``(frames, 512)``; only the last piece of a wave may end inside of a frame."""

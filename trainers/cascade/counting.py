@@ -115,6 +115,7 @@ def train(
 @torch.inference_mode()
 def predict(head: CountHead, frames: NDArray[np.float32], device: torch.device) -> NDArray[np.float32]:
     """Log-probabilities of a whole recording, (frames · substeps, classes), of its frames on one scale."""
-    head.eval()
+    if head.training:
+        head.eval()
     log_p: NDArray[np.float32] = head(torch.from_numpy(frames)[None].to(device))[0].cpu().numpy()
     return log_p

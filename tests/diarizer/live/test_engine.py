@@ -14,21 +14,11 @@ from diarizer.live import Live, Update
 from evaluation.diarization import score
 from evaluation.turns import Turns
 from tests.conftest import ROOT
+from tests.diarizer.live.conftest import SECONDS
 from tests.fakes import FakeExtractor
-from tests.tones import RATE_HZ, sound_of, turns_of, voice, write
+from tests.tones import RATE_HZ, sound_of, voice, write
 
 pytestmark = pytest.mark.usefixtures("knows_fakes")
-SECONDS = 24.0
-
-
-@pytest.fixture(scope="module")
-def turns():
-    return turns_of(7, SECONDS)
-
-
-@pytest.fixture(scope="module")
-def wave(turns) -> np.ndarray:
-    return sound_of(turns, SECONDS)
 
 
 @pytest.fixture
@@ -61,7 +51,7 @@ def test_turns_come_while_they_are_spoken(live, wave, turns):
     assert updates[-1].time_s == SECONDS and updates[-1].partial == ()
     for update in updates[:-1]:
         for turn in update.final:
-            assert turn.end_s <= update.time_s - live.settled_latency_s + 0.16 + 1e-6
+            assert turn.end_s <= update.time_s - 0.08 * live.timing.settle + 1e-6
         for turn in update.partial:
             assert turn.end_s <= update.time_s - 0.08 * live.timing.ahead + 1e-6
     starts = {turn.speaker: turn.start_s for update in updates for turn in reversed(update.final)}
