@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ class LiveCascade:
         }
         return numbers, {f"voices/{k}": v for k, v in self.voices.state().items()} | {"stretch": self.listening.stretch}
 
-    def restore(self, numbers: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> None:
+    def restore(self, numbers: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         """See `LiveHead.restore`."""
         self.settled, self.listened, self.now = numbers["settled"], numbers["listened"], tuple(numbers["now"])
         self.listening.cut, self.listening.stretch = numbers["cut"], arrays["stretch"]

@@ -250,7 +250,7 @@ class Live:
         }
         arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
         out = io.BytesIO()
-        np.savez(out, **arrays)
+        np.savez(out, **arrays)  # type: ignore[arg-type]
         return out.getvalue()
 
     def restore(self, blob: bytes) -> None:

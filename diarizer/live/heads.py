@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from diarizer.heads import CascadeHead, Head
+from diarizer.heads import CascadeHead, Head, StitchedHead
+from diarizer.live.adapter import LiveAdapter
 from diarizer.live.cascade import LiveCascade
 from diarizer.live.engine import LiveHead
 from diarizer.live.timing import Timing
@@ -17,4 +18,6 @@ def live_head(head: Head, timing: Timing, slots: int) -> LiveHead:
     """
     if isinstance(head, CascadeHead):
         return LiveCascade(head.cascade, timing, slots)
+    if isinstance(head, StitchedHead):
+        return LiveAdapter(head.head, head.how, timing, slots)
     raise ValueError("this kind of run cannot be used live")

@@ -41,8 +41,10 @@ class Hearing:
             stream.reset()
         self.rate_hz = 0
         self.resamplers: dict[str, Resampler] = {}
-        self.waves = {name: np.zeros(0, np.float32) for name in self.streams}
-        self.frames = {name: np.zeros((0, spec.dim), np.float32) for name, spec in self.specs.items()}
+        self.waves: dict[str, NDArray[np.float32]] = {name: np.zeros(0, np.float32) for name in self.streams}
+        self.frames: dict[str, NDArray[np.float32]] = {
+            name: np.zeros((0, spec.dim), np.float32) for name, spec in self.specs.items()
+        }
         self.first = dict.fromkeys(self.specs, 0)  # number of the first frame that is kept
         self.fed = self.heard = 0  # frames of sound that encoders, and the head, have had
         self.samples, self.before_s = 0, 0.0  # that came at this rate, and what came before them
@@ -160,7 +162,7 @@ class Hearing:
             "before_s": self.before_s,
             "first": self.first,
         }
-        arrays = {f"frames/{name}": frames for name, frames in self.frames.items()}
+        arrays: dict[str, NDArray[Any]] = {f"frames/{name}": frames for name, frames in self.frames.items()}
         for name, stream in self.streams.items():
             arrays[f"waves/{name}"] = self.waves[name]
             arrays |= {f"stream/{name}/{key}": value for key, value in stream.state().items()}

@@ -47,15 +47,15 @@ class Voices:
 
     def forget(self) -> None:
         """As new."""
-        self.sums = np.zeros((0, self.dim), np.float32)
-        self.weights = np.zeros(0)
-        self.last = np.zeros(0, np.int64)
-        self.of = np.zeros(0, np.int64)
-        self.gone = np.zeros((0, self.dim), np.float32)
-        self.gone_numbers = np.zeros(0, np.int64)
+        self.sums: NDArray[np.float32] = np.zeros((0, self.dim), np.float32)
+        self.weights: NDArray[np.float64] = np.zeros(0)
+        self.last: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.of: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.gone: NDArray[np.float32] = np.zeros((0, self.dim), np.float32)
+        self.gone_numbers: NDArray[np.int64] = np.zeros(0, np.int64)
         self.next = 0
         self.numbers: tuple[int, ...] = ()
-        self.means = np.zeros((0, self.dim), np.float32)
+        self.means: NDArray[np.float32] = np.zeros((0, self.dim), np.float32)
         self.same: dict[int, int] = {}
 
     def add(self, vector: NDArray[np.float32], weight: float, at: int) -> None:
@@ -143,7 +143,10 @@ class Voices:
 
     def _keep(self, keep: NDArray[np.bool_]) -> None:
         self.sums, self.weights, self.last, self.of = (
-            each[keep] for each in (self.sums, self.weights, self.last, self.of)
+            self.sums[keep],
+            self.weights[keep],
+            self.last[keep],
+            self.of[keep],
         )
 
     def _join_nearest(self) -> None:
@@ -186,7 +189,7 @@ class Listening:
 
     def forget(self) -> None:
         """As new."""
-        self.stretch = np.zeros((0, self.dim), np.float32)
+        self.stretch: NDArray[np.float32] = np.zeros((0, self.dim), np.float32)
         self.cut = False
 
     def hear(self, frame: NDArray[np.float32], single: bool, at: int) -> None:

@@ -56,7 +56,7 @@ class Resampler:
         unit = from_hz // gcd(from_hz, to_hz)
         self._block = unit * max(1, round(_BLOCK_S * from_hz / unit))
         self._around = unit * -(-_AROUND * max(1, -(-from_hz // to_hz)) // unit)
-        self._wave = np.zeros(0, np.float32)
+        self._wave: NDArray[np.float32] = np.zeros(0, np.float32)
         self._before = 0
 
     @property

@@ -90,7 +90,7 @@ class Again:
 
     def reset(self) -> None:
         """See `Stream.reset`."""
-        self._wave = np.zeros(0, np.float32)
+        self._wave: NDArray[np.float32] = np.zeros(0, np.float32)
         self._first = self._given = 0
 
     def feed(self, wave: NDArray[np.float32], last: bool = False) -> NDArray[np.float32]:

@@ -30,7 +30,7 @@ from trainers.scale import OneScale, Scale
 #: Windows begin so many times in the length of one.
 OVERLAPS = 2
 _BATCH = 16
-_PIECE_S, _EDGE_S = 0.64, 0.24  # as the cascade's, see its settings
+PIECE_S, EDGE_S = 0.64, 0.24  # as the cascade's, see its settings
 _APART = tuple(round(0.05 * k, 2) for k in range(2, 21))
 _SHARES = (0.02, 0.05)
 _AS_GOOD = 1.1  # times the least DER
@@ -79,7 +79,7 @@ class WholeHead:
         starts = starts_of(num_frames, self.length, max(1, self.length // OVERLAPS))
         activity = np.zeros((len(starts), self.length, self.config.speakers), np.float32)
         alone = np.zeros((len(starts), self.config.speakers), np.int64)
-        columns = {who: self._columns(who) for who in whos}
+        columns = {who: self.columns(who) for who in whos}
         vectors: dict[str, list[NDArray[np.float32]]] = {who: [] for who in whos}
         sounds = {who: np.zeros((num_frames, of.stop - of.start), np.float32) for who, of in columns.items()}
         for first in range(0, len(starts), _BATCH):
@@ -90,14 +90,14 @@ class WholeHead:
                 row[:real] = read(self.config.features, start, start + real)
             found = activities(self.model, frames, real, self.device)
             activity[first : first + len(here), :real] = found[:, :real]
-            scaled = self._scaled(frames)[:, :real]
+            scaled = self.scaled(frames)[:, :real]
             for who, of in columns.items():
                 for k, window in enumerate(unit(scaled[:, :, of]), first):
                     sounds[who][starts[k] : starts[k] + real] = window
                     told, alone[k] = sound_of(activity[k, :real], window)
                     vectors[who].append(told)
         single = single_of(starts, activity, num_frames)
-        sizes = max(1, round(_PIECE_S / self.grid.step_s)), round(_EDGE_S / self.grid.step_s)
+        sizes = max(1, round(PIECE_S / self.grid.step_s)), round(EDGE_S / self.grid.step_s)
         return {
             who: Heard(starts, activity, np.stack(vectors[who]), alone, num_frames, pieces_of(heard, single, *sizes))
             for who, heard in sounds.items()
@@ -114,7 +114,8 @@ class WholeHead:
     def turns(self, active: NDArray[np.bool_]) -> Turns:
         return frames_to_turns(active, self.grid, [f"voice{k}" for k in range(active.shape[1])])
 
-    def _columns(self, who: str) -> slice:
+    def columns(self, who: str) -> slice:
+        """Where a feature lies in the frames; all of them, if it is none of theirs."""
         begin = 0
         for name, dim in self.dims.items():
             if name == who:
@@ -122,7 +123,8 @@ class WholeHead:
             begin += dim
         return slice(0, begin)
 
-    def _scaled(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
+    def scaled(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Frames (…, dim) on the head's scale."""
         scale = cast(OneScale, self.model.scale)
         return Scale(scale.mean.cpu().numpy(), scale.size.cpu().numpy())(frames)
 
