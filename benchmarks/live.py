@@ -69,7 +69,7 @@ def main() -> None:
     given = dict.fromkeys(made.run.features, 0) | {k: int(v) for k, v in (pair.split("=") for pair in options.ahead)}
     if options.store:
         store = featstore.open(options.store)
-        ids = store.select(split=options.split)[: options.most]
+        ids = list(store.select(split=options.split).ids)[: options.most]
         compare(made, store, ids, given, options.latencies)
         if options.hours:
             hours(made, store, ids, given, options.hours)
