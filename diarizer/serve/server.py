@@ -13,12 +13,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from diarizer.serve.address import is_local
 from diarizer.serve.board import Board, Reader
 from diarizer.serve.messages import command, error, start_of
 from diarizer.serve.page import render
+from diarizer.serve.proxy import converse
 from diarizer.serve.session import Full, Hub, Session
 from diarizer.serve.sound import Decoder, decoder
 
@@ -141,11 +142,15 @@ class Server:
         return ws
 
     async def chat(self, request: web.Request) -> web.WebSocketResponse:
-        """A connection as Moshi's clients make them: kind 1 Ogg-Opus in, kind 4 JSON out."""
+        """A connection as Moshi's clients make them: kind 1 Ogg-Opus in, kind 4 JSON out; or Moshi's own, through us."""
         async with self._socket(request) as ws:
             try:
                 if not self._known(request.query.get("token", "")):
                     raise ValueError("token: not the server's")
+                if self.beside is not None:
+                    query = urlencode([(key, value) for key, value in request.query.items() if key != "token"])
+                    await converse(ws, self.beside, query, self.hub, self._show)
+                    return ws
                 board, decoding = await self._board({**start_of('{"type": "start"}'), "format": "opus"})
             except ValueError as why:
                 await _refuse(ws, str(why), _CLOSE_LATER if isinstance(why, Full) else _CLOSE_FAULT, kinds=True)
@@ -153,6 +158,9 @@ class Server:
             await ws.send_bytes(b"\x00")
             await self._talk(ws, board, decoding, kinds=True)
         return ws
+
+    def _show(self, session: str) -> None:
+        self.watch = session  # the page has the latest conversation
 
     @contextlib.asynccontextmanager
     async def _socket(self, request: web.Request) -> AsyncIterator[web.WebSocketResponse]:

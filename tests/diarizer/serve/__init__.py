@@ -156,10 +156,12 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def served(make: Any = TinyLive, *, token: str | None = None, **limits: Any) -> AsyncIterator[Served]:
+async def served(
+    make: Any = TinyLive, *, token: str | None = None, beside: str | None = None, **limits: Any
+) -> AsyncIterator[Served]:
     """A server on a free port, for as long as the block lasts."""
     hub = Hub(make, FACTS, Limits(**limits))
-    url, cleanup = await listening(Server(hub, token), Address(port=0, token=token))
+    url, cleanup = await listening(Server(hub, token, beside), Address(port=0, token=token))
     async with aiohttp.ClientSession() as http:
         try:
             yield Served(url, hub, http)
