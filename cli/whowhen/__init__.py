@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from cli.options import CONTEXT, VersionOption
-from cli.whowhen import diarize, isolate, live, serve
+from cli.whowhen import diarize, isolate, live, moshi, serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,5 +21,5 @@ def main(version: VersionOption = False) -> None:
     """Who spoke when, in recordings and on the fly."""
 
 
-for command in (diarize.diarize, live.live, serve.serve, isolate.isolate):
+for command in (diarize.diarize, live.live, serve.serve, moshi.moshi, isolate.isolate):
     app.command()(command)

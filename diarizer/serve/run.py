@@ -90,16 +90,20 @@ def serve(hub: Hub, address: Address, told: Callable[[str], None], beside: str |
 class Beside:
     """A server in a thread with a loop of its own, which nobody else's work blocks.
 
+    Parameters
+    ----------
+    watch : see `Server`.
+
     Attributes
     ----------
     url : to open.
     """
 
-    def __init__(self, hub: Hub, address: Address) -> None:
+    def __init__(self, hub: Hub, address: Address, watch: str | None = None) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="whowhen", daemon=True)
         self._thread.start()
-        self.url, self._cleanup = self.wait(listening(Server(hub, address.token), address))
+        self.url, self._cleanup = self.wait(listening(Server(hub, address.token, watch=watch), address))
 
     def wait(self, work: Any) -> Any:
         """Run a coroutine there; what it gives."""
