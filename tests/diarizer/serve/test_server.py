@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shutil
+import ssl
+import subprocess
 
 import aiohttp
 import numpy as np
 import pytest
+import soundfile as sf
 
 from diarizer.serve.address import Address, is_local
-from tests.diarizer.serve import FACTS, RATE_HZ, TinyLive, served, sound
+from diarizer.serve.run import listening
+from diarizer.serve.server import Server
+from diarizer.serve.session import Hub
+from tests.conftest import ROOT
+from tests.diarizer.serve import FACTS, RATE_HZ, Client, TinyLive, served, sound
 
 TALK = sound((1, 1.0), (0, 0.5), (2, 1.5), (1, 0.5))
 TURNS = [(0.0, 1.0, "speaker1"), (1.5, 3.0, "speaker2"), (3.0, 3.5, "speaker1")]
@@ -314,6 +323,21 @@ def test_numbers_for_monitoring():
     run(work())
 
 
+def test_the_client_in_the_guide(tmp_path, monkeypatch, capsys):
+    guide = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    client = re.search(r"```python\n(import asyncio.*?)```", guide, re.DOTALL)[1]
+    sf.write(tmp_path / "meeting.wav", TALK, RATE_HZ, "FLOAT")
+    monkeypatch.chdir(tmp_path)
+
+    async def work():
+        async with served() as there:
+            here = client.replace("ws://localhost:8765/", there.url.replace("http", "ws"))
+            await asyncio.to_thread(exec, here, {})
+
+    run(work())
+    assert capsys.readouterr().out == "".join(f"{start} {end} {who}\n" for start, end, who in TURNS)
+
+
 def test_engines_step_in_threads():
     """While one engine thinks, the server answers."""
     import threading
@@ -338,3 +362,56 @@ def test_engines_step_in_threads():
             assert client.final == TURNS
 
     run(work())
+
+
+def test_over_tls(tmp_path):
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=localhost -keyout key.pem -out cert.pem"
+    subprocess.run(made.split(), cwd=tmp_path, check=True, capture_output=True)
+    token = "0123456789abcdef"
+    address = Address("0.0.0.0", 0, token, str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+
+    async def work():
+        url, cleanup = await listening(Server(Hub(TinyLive, FACTS), token), address)
+        trusted = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+        trusted.check_hostname = False
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted)) as http:
+            here = url.replace("0.0.0.0", "localhost")
+            assert here.startswith("https://")
+            async with http.ws_connect(here + "api/live") as ws:
+                client = Client(ws)
+                await client.say(type="start", token=token, rate_hz=RATE_HZ)
+                await client.push(TALK)
+                await client.say(type="finalize")
+                await client.rest()
+                assert client.final == TURNS
+        await cleanup()
+
+    run(work())
+
+
+@pytest.mark.slow
+def test_real_engines_side_by_side_are_as_alone():
+    """The demo's run, three sessions at once, in pieces of other lengths."""
+    import diarizer
+
+    made = diarizer.load()
+    clips = sorted((ROOT / "data_manifests" / "demo" / "audio").rglob("*.opus"))[:40:8]
+    wave, rate_hz = np.concatenate([sf.read(clip, dtype="float32")[0] for clip in clips]), sf.info(clips[0]).samplerate
+    wave = wave[: 10 * rate_hz]
+
+    async def one(there, piece):
+        async with there.client(rate_hz=rate_hz) as client:
+            await client.push(wave, piece)
+            await client.say(type="finalize")
+            await client.rest()
+            return client.final
+
+    async def work():
+        async with served(lambda latency_s: made.live()) as there:
+            alone = await one(there, 4000)
+            assert alone
+            assert await asyncio.gather(*(one(there, piece) for piece in (1000, 3777, 16_000))) == 3 * [alone]
+
+    asyncio.run(asyncio.wait_for(work(), 300))

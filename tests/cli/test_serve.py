@@ -1,0 +1,110 @@
+"""`whowhen serve` and `whowhen moshi`: what they start, and one clear line for what they do not."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.whowhen import app
+from tests.conftest import ROOT
+
+TOKEN = "0123456789abcdef"
+
+
+def run(*args, **variables):
+    return CliRunner().invoke(app, [str(arg) for arg in args], env={"WHOWHEN_TOKEN": None, **variables})
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What would be served, by a run that nobody loads."""
+    import cli.whowhen.serve
+    import diarizer.serve.run
+
+    told = []
+    made = SimpleNamespace(live=lambda *latency: latency, run=SimpleNamespace(path=ROOT), warnings=())
+    monkeypatch.setattr(cli.whowhen.serve, "opened", lambda *options: made)
+    monkeypatch.setattr(diarizer.serve.run, "serve", lambda *what: told.append(what))
+    return told
+
+
+def test_options_reach_the_server(started, tmp_path):
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    done = run(
+        "serve",
+        "--port",
+        0,
+        "--latency",
+        0.32,
+        "--sessions",
+        3,
+        "--token-file",
+        tmp_path / "token",
+        "--beside",
+        "ws://x:1",
+    )
+    assert done.exit_code == 0, done.stderr
+    ((hub, address, _, beside),) = started
+    assert (address.host, address.port, address.token, beside) == ("localhost", 0, TOKEN, "ws://x:1")
+    assert (hub.limits.sessions, hub._make(None), hub._make(5.0)) == (3, (0.32,), (5.0,))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], r"error: --host 0\.0\.0\.0: others could listen .* token .* TLS"),
+        (["--tls-cert", "c.pem"], "error: TLS needs both"),
+        (["--token-file", "none"], "error: none: No such file"),
+    ],
+)
+@pytest.mark.parametrize("command", ["serve", "moshi"])
+def test_what_is_wrong_is_one_line(command, options, message):
+    done = run(command, *options)
+    assert done.exit_code == 2
+    assert re.fullmatch(message + ".*\n", done.stderr)
+
+
+def test_a_token_may_come_from_the_environment(started):
+    assert run("serve", WHOWHEN_TOKEN="short").exit_code == 2
+    assert run("serve", WHOWHEN_TOKEN=TOKEN).exit_code == 0
+    assert started[0][1].token == TOKEN
+
+
+def test_a_port_that_is_taken():
+    from diarizer.serve.address import Address
+    from diarizer.serve.run import serve
+    from diarizer.serve.session import Hub
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"127.0.0.1:{port}: .*another port: --port 0"):
+            serve(Hub(lambda latency_s: None, {}), Address("127.0.0.1", port), print)
+
+
+@pytest.mark.slow
+def test_it_starts_answers_and_stops():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.whowhen", "serve", "--port", "0"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    url = re.match(r"open (\S+) ", process.stdout.readline())[1]
+    with urllib.request.urlopen(url) as answer:
+        assert "demo weights: the run that comes along" in answer.read().decode()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in said
