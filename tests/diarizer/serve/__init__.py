@@ -113,7 +113,7 @@ class Client:
 
     async def hear(self) -> dict[str, Any] | None:
         """The next message, None once the connection is closed."""
-        message = await asyncio.wait_for(self.ws.receive(), 20)
+        message = await asyncio.wait_for(self.ws.receive(), 120)
         if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
             return None
         told = message.data[1:].decode() if message.type is aiohttp.WSMsgType.BINARY else message.data

@@ -397,6 +397,7 @@ def test_real_engines_side_by_side_are_as_alone():
     import diarizer
 
     made = diarizer.load()
+    made.live()  # encoders are made once, and now
     clips = sorted((ROOT / "data_manifests" / "demo" / "audio").rglob("*.opus"))[:40:8]
     wave, rate_hz = np.concatenate([sf.read(clip, dtype="float32")[0] for clip in clips]), sf.info(clips[0]).samplerate
     wave = wave[: 10 * rate_hz]
