@@ -104,7 +104,7 @@ def sentences(row: Row) -> Iterator[tuple[str, str]]:
     """What a row says, each as (measure, text)."""
     systems, name = row.figures["systems"], judged(row)
     own = systems[name]
-    text = f"The {row.label}, {own['name']}: {decibels(own['si_sdri'], own['interval'])} (median; the mixture itself: 0.0 dB"
+    text = f"{row.label[:1].upper()}{row.label[1:]}, {own['name']}: {decibels(own['si_sdri'], own['interval'])} (median; the mixture itself: 0.0 dB"
     beside = [
         f"{systems[k]['name']} {decibels(systems[k]['si_sdri'], None)}" for k in systems if k not in ("mixture", name)
     ]
