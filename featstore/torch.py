@@ -3,20 +3,28 @@
 >>> crops = Crops(featstore.open("store").select(split="train"), "mimi", length=125)
 >>> for batch in DataLoader(crops, batch_size=32, shuffle=True, num_workers=4):
 ...     batch["mimi"]  # (32, 125, 512) float32
+
+Of a store at a distance a batch's crops are fetched side by side, and `ByPart` draws them so that what was fetched with one is
+used by others while it is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 import featstore
+from featstore.store.address import as_url
 from featstore.store.layout import StoreError
 from featstore.store.reader import Store
+
+#: Crops of a batch that are fetched side by side from a store at a distance.
+AT_ONCE = 16
 
 
 class Crops(Dataset[dict[str, Any]]):
@@ -74,10 +82,11 @@ class Crops(Dataset[dict[str, Any]]):
         )
         crops = num // self.length if self.random else -(-num // self.length)
         self._num, self._ends = num, np.cumsum(np.maximum(crops, 1))
+        self._part = np.array([indexes[0].part[indexes[0].rows[id]] for id in self._ids], dtype=np.int32)
         self._found = len(self._ids), int(num.sum())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("_ids", "_speakers", "_num", "_ends")} | {
+        return {k: v for k, v in vars(self).items() if k not in ("_ids", "_speakers", "_num", "_ends", "_part")} | {
             "_store": None,
             "_len": len(self),
         }
@@ -100,16 +109,31 @@ class Crops(Dataset[dict[str, Any]]):
         return int(self._ends[-1]) if hasattr(self, "_ends") else int(vars(self)["_len"])
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        store = self._open()
+        return self._read(*self._draw(item))
+
+    def __getitems__(self, items: Sequence[int]) -> list[dict[str, Any]]:
+        """A batch, which a DataLoader asks for at once: with a line in between, several requests are under way."""
+        drawn = [self._draw(item) for item in items]
+        if as_url(self._address) is None:
+            return [self._read(*crop) for crop in drawn]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(self._read, *zip(*drawn, strict=True)))
+
+    def _draw(self, item: int) -> tuple[int, int, int]:
+        """Which utterance, by its row, and from which frame to which."""
+        self._open()
         if not 0 <= item < len(self):
             raise IndexError(f"crop {item} of {len(self)}")
         row = int(np.searchsorted(self._ends, item, side="right"))
-        id, num = self._ids[row], int(self._num[row])
+        num = int(self._num[row])
         if self.random:
             start = int(torch.randint(max(num - self.length, 0) + 1, ()))
         else:
             start = (item - (int(self._ends[row - 1]) if row else 0)) * self.length
-        stop = min(start + self.length, num)
+        return row, start, min(start + self.length, num)
+
+    def _read(self, row: int, start: int, stop: int) -> dict[str, Any]:
+        store, id = self._open(), self._ids[row]
         found = {"id": id, "speaker": self._speakers[row], "start": start, "frames": stop - start}
         return found | {name: self._crop(store.frames(name, id, start, stop)) for name in self.features}
 
@@ -119,3 +143,32 @@ class Crops(Dataset[dict[str, Any]]):
         whole[: len(frames)] = torch.from_numpy(frames.copy())  # torch widens float16 ten times as fast as NumPy
         whole[len(frames) :] = 0
         return whole
+
+
+class ByPart(Sampler[int]):
+    """A DataLoader's `sampler`: crops in random order, a few of the store's parts after another, new parts each epoch.
+
+    Crops all over a store at a distance fetch a megabyte for each of them once the store is larger than what is kept of
+    it. Those of `at_once` parts fetch it once. What is near in time is then near in the store: the price is that crops are
+    mixed among those of `at_once` parts, not of all.
+
+    Raises
+    ------
+    ValueError : `at_once` below 1.
+    """
+
+    def __init__(self, crops: Crops, at_once: int = 8) -> None:
+        if at_once < 1:
+            raise ValueError(f"at_once: expected 1 part or more, found {at_once}")
+        self.crops, self.at_once = crops, at_once
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __iter__(self) -> Iterator[int]:
+        crops = self.crops
+        crops._open()
+        part = np.repeat(crops._part, np.diff(crops._ends, prepend=0))
+        turn = torch.randperm(int(part.max()) + 1).numpy() // self.at_once
+        mixed = torch.randperm(len(part)).numpy()
+        yield from mixed[np.argsort(turn[part[mixed]], kind="stable")].tolist()

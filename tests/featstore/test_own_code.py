@@ -18,7 +18,7 @@ import featstore
 from cli.featstore import app
 from featstore import MIMI_GRID, FeatureSpec, FrameGrid, StoreError, Turn, Utterance
 from featstore.toolkits import export_kaldi, export_lhotse, to_lhotse
-from featstore.torch import Crops
+from featstore.torch import ByPart, Crops
 from tests.conftest import ROOT
 
 
@@ -124,6 +124,24 @@ def test_crops_are_of_utterances_that_have_all_features(tmp_path: Path, store: f
             crops[item]
     with pytest.raises(ValueError, match="need frames at the same times, found .*slow"):
         Crops(store, ["mimi", "slow"], 4)
+
+
+def test_by_part_gives_every_crop_once_and_few_parts_at_a_time(tmp_path: Path) -> None:
+    for i in range(6):  # a part each
+        add(tmp_path / "s", range(10 * i, 10 * i + 10))
+    store = featstore.open(tmp_path / "s")
+    crops = Crops(store, "mimi", 8, random=False)
+    first, second = list(ByPart(crops, 2)), list(ByPart(crops, 2))
+    assert sorted(first) == sorted(second) == list(range(len(crops))) and first != second
+    index = store.index("mimi")
+    part = [int(index.part[index.rows[crops[item]["id"]]]) for item in first]
+    changes = [i for i in range(1, len(part)) if set(part[:i]).isdisjoint(part[i:])]
+    assert len(changes) == 2 and len(set(part[: changes[0]])) == 2  # three pairs, of which none comes back
+    assert part[: changes[0]] != sorted(part[: changes[0]]) != part[: changes[0]][::-1]  # and which are mixed
+    assert len(ByPart(pickle.loads(pickle.dumps(crops)))) == len(crops)
+    assert sorted(ByPart(pickle.loads(pickle.dumps(crops)))) == sorted(first)
+    with pytest.raises(ValueError, match="at_once: expected 1 part or more, found 0"):
+        ByPart(crops, 0)
 
 
 def test_datasets_of_nothing_are_refused(store: featstore.Store) -> None:

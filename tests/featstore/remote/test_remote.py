@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import google_crc32c
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import featstore
@@ -33,6 +34,7 @@ from featstore import MIMI_GRID, FeatureSpec, FingerprintMismatch, StoreError, U
 from featstore.remote import blocks as far_blocks
 from featstore.remote import client, transfer
 from featstore.store import address, layout, lock
+from featstore.torch import Crops
 from featstore.upkeep.verify import verify
 
 pytest.importorskip("obstore")
@@ -584,6 +586,28 @@ def test_crops_are_fetched_once_and_kept_within_the_limit(
     blocks = far.index("mimi").parts[0]._blocks
     assert blocks.held == sum(map(len, blocks._blocks.values())) <= 4096
     assert not blocks._coming
+
+
+def test_crops_of_a_batch_are_fetched_side_by_side(source: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    transfer.push(source, bucket)
+    monkeypatch.setattr(far_blocks.Blocks.read, "__defaults__", (512, lambda data: None))
+    near, far = (Crops(featstore.open(at), NAMES, 8, random=False) for at in (source, bucket))
+    items = random.Random(0).sample(range(len(near)), 32)
+    for name in NAMES:
+        far._open().frames(name, far._open().ids[0], 0, 1)  # metadata of arrays
+    both, ranges = threading.Barrier(2, timeout=10), client.Remote.ranges
+    met: list[int] = []
+
+    def slow(self: client.Remote, path: str, starts: list[int], ends: list[int]) -> list[bytes]:
+        if len(met) < 2:
+            met.append(both.wait())  # nothing comes before a second one has been asked for
+        return ranges(self, path, starts, ends)
+
+    monkeypatch.setattr(client.Remote, "ranges", slow)
+    for found, expected in zip(far.__getitems__(items), near.__getitems__(items), strict=True):
+        assert all(found[k] == expected[k] for k in ("id", "speaker", "start", "frames"))
+        assert all(torch.equal(found[name], expected[name]) for name in NAMES)
+    assert len(met) >= 2
 
 
 @pytest.mark.slow
