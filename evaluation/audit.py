@@ -31,7 +31,7 @@ _BLOCK_ROWS = 1024
 
 
 def check_store(store: Store) -> list[Check]:
-    """What the splits of a store share: recordings, speakers, stretches of audio, equal features.
+    """What the splits of a store share (recordings, speakers, stretches of audio, equal features), and missing chunks.
 
     Names inside turns ("speaker1") may be local to a recording, so sharing them is a warning; so are speakers shared
     with dev, on which nothing is reported. All else is an error.
@@ -44,9 +44,14 @@ def check_store(store: Store) -> list[Check]:
     for feature, spec in store.features.items():
         if spec.warning:
             checks.append(Check(f"{store.address}: weights of {feature}", spec.warning, "trained weights", "warning"))
+    lacking = {feature: _lacking_chunks(store, feature) for feature in store.features}
+    for feature, chunks in lacking.items():
+        if chunks:
+            expected = "none; run: featstore verify"
+            checks.append(Check(f"chunks of {feature} missing or cut", _listed(chunks), expected, "error"))
     splits = sorted(split for split in counts if split)
     holders, stretches = _holders(rows), _shared_audio(rows)
-    copies = {feature: _equal_features(store, feature) for feature in store.features}
+    copies = {feature: _equal_features(store, feature) for feature in store.features if not lacking[feature]}
     for pair in combinations(splits, 2):
         name = " and ".join(pair)
         found = [
@@ -65,6 +70,11 @@ def check_store(store: Store) -> list[Check]:
             expected = "none; weight by sampling, not by copies"
             checks.append(Check(f"copies inside a split, by {feature}", _listed(doubled), expected, "warning"))
     return checks
+
+
+def _lacking_chunks(store: Store, feature: str) -> list[str]:
+    index = store.index(feature)
+    return [f"{name}/{key}" for name, part in zip(index.part_names, index.parts, strict=True) for key in part.lacking()]
 
 
 def _holders(rows: list[dict[str, Any]]) -> dict[str, dict[str, set[str]]]:

@@ -138,6 +138,9 @@ class RemotePart(Part):
                 f"{self._blocks.remote.url}/{path}: damaged (CRC32C differs); push the store again"
             ) from None
 
+    def _bytes(self, key: str) -> int | None:
+        return self._blocks.files.get(f"{self._remote_folder}/{key}")
+
     def _read_chunk_rows(self, array: str, rows: int) -> int:
         path = f"{self._remote_folder}/{layout.array_json(array)}"
         self._blocks.remote.download(

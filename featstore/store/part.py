@@ -64,6 +64,25 @@ class Part:
             array = self._pooled[statistic] = self._map(statistic, 0, rows, "float32")
         return array
 
+    def lacking(self) -> list[str]:
+        """Its chunk files that are missing or not of their size: a look at the folder, without reading them."""
+        found = []
+        for array, rows, dtype in (
+            ("frames", self.num_frames, self._spec.dtype),
+            ("mean", self.num_utterances, "float32"),
+            ("std", self.num_utterances, "float32"),
+        ):
+            size = self._read_chunk_rows(array, rows)
+            expected = size * self._spec.dim * np.dtype(dtype).itemsize + layout.CRC_BYTES
+            keys = [layout.chunk(array, i) for i in range(-(-rows // size))]
+            found += [key for key in keys if self._bytes(key) != expected]
+        return found
+
+    def _bytes(self, key: str) -> int | None:
+        """Of a chunk file; None where there is none."""
+        path = self._folder / key
+        return path.stat().st_size if path.is_file() else None
+
     def _read_chunk_rows(self, array: str, rows: int) -> int:
         path = self._folder / layout.array_json(array)
         meta = metadata.read_json(path)
