@@ -33,6 +33,19 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
         )
 
 
+def test_links_inside_the_documents_lead_somewhere() -> None:
+    folders = (*PACKAGES, "docs", "data_manifests", "benchmarks", "examples", "tests")
+    pages = [*ROOT.glob("*.md"), *(page for name in folders for page in (ROOT / name).rglob("*.md"))]
+    links = [
+        (page, link.split("#")[0])
+        for page in pages
+        for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL))
+        if not re.match(r"[a-z]+:|#", link)
+    ]
+    assert len(links) > 30
+    assert [f"{page.relative_to(ROOT)}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+
+
 def write_settings() -> None:
     """docs/settings.md, of the code."""
     parts = [
