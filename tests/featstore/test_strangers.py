@@ -28,7 +28,7 @@ from featstore.corpora.manifest import read_manifest
 from featstore.corpora.rttm import read_rttm
 from featstore.exchange import export_hdf5, import_hdf5
 from featstore.remote.client import Remote
-from featstore.store import layout, metadata
+from featstore.store import footer, layout, metadata
 from featstore.store.reader import store_utterances
 from featstore.store.tables import read_table
 from featstore.types import check_id
@@ -197,6 +197,23 @@ def turns(speaker: pa.Array) -> pa.ListArray:
     return pa.ListArray.from_arrays(
         [0, len(speaker)], pa.StructArray.from_arrays([start, start, speaker], ["start", "end", "speaker"])
     )
+
+
+def test_a_footer_says_what_pyarrow_reads_in_it() -> None:
+    """Columns of all groups with their values, their bytes without compression, and whether they have a dictionary."""
+    table = pa.table(
+        {"id": [f"utterance {k}" for k in range(999)], "turns": [[{"end": 1.0}] * (k % 3) for k in range(999)]}
+    )
+    out = pa.BufferOutputStream()
+    pq.write_table(table, out, row_group_size=400, compression="zstd", use_dictionary=["id"])
+    data = out.getvalue().to_pybytes()
+    told = pq.ParquetFile(pa.BufferReader(data)).metadata
+    expected = [told.row_group(g).column(c) for g in range(3) for c in range(2)]
+    assert footer.read_columns(data) == [
+        footer.Column(c.path_in_schema, c.num_values, c.total_uncompressed_size, c.has_dictionary_page)
+        for c in expected
+    ]
+    assert any(c.total_compressed_size < c.total_uncompressed_size for c in expected)
 
 
 def test_a_short_table_does_not_become_gigabytes(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from trainers.config import ConfigError, FitConfig
 from trainers.linear_probe import LinearProbe
 from trainers.probe import fit_probe, load_data
 from trainers.runs import Run
+from trainers.trial_list import listed
 
 DIM = 12
 
@@ -211,6 +212,16 @@ def test_command_prints_json_and_refuses_an_existing_run(made, tmp_path):
     assert json.loads(out.stdout)["kind"] == "probe"
     again = CliRunner().invoke(app, [*arguments, "--set", "epochs=2"])
     assert again.exit_code == 2 and "exists already" in again.stderr
+
+
+def test_trials_name_ids_or_ends_of_sources(tmp_path):
+    with featstore.writer(tmp_path / "s", spec(dim=2)) as writer:
+        for k in range(3):
+            writer.add(Utterance(f"u{k}", f"audio/f{k}.wav", 0.0, 0.8, f"r{k}", f"s{k}"), np.ones((10, 2)))
+    (tmp_path / "t").write_text("1 f0.wav audio/f1\n0 u2 f0.wav\n")
+    trials, ids, speakers = listed(str(tmp_path / "t"), featstore.open(tmp_path / "s"))
+    assert [(ids[a], ids[b]) for a, b in zip(trials.left, trials.right, strict=True)] == [("u0", "u1"), ("u2", "u0")]
+    assert [id.replace("u", "s") for id in ids] == speakers
 
 
 def test_command_lists_examples():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,19 @@ def _nemo(model: torch.nn.Module, wave: np.ndarray, frame: int) -> np.ndarray:
     with torch.inference_mode():
         signal = torch.from_numpy(window)[None]
         return model(input_signal=signal, input_signal_length=torch.tensor([len(window)]))[1][0].numpy()
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.INFO])
+def test_logs_are_kept_quiet_and_then_as_they_were(level: int) -> None:
+    before = logging.root.manager.disable
+    try:
+        logging.disable(level)
+        with pytest.raises(KeyError), titanet_nemo._quiet():
+            assert logging.root.manager.disable == logging.ERROR
+            raise KeyError
+        assert logging.root.manager.disable == level
+    finally:
+        logging.disable(before)
 
 
 def test_titanet_published_size() -> None:

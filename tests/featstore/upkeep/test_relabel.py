@@ -395,6 +395,16 @@ def test_a_merge_tells_what_it_copied_and_one_that_was_stopped_goes_on(store: Pa
     assert merge([tmp_path / "all", store], tmp_path / "all").parts == 0  # into itself: nothing
 
 
+def test_a_merge_goes_on_where_a_part_s_index_had_not_come(store: Path, tmp_path: Path) -> None:
+    """The index comes last and commits a part: one whose facts and frames lie there without it is not there yet."""
+    merge([store], tmp_path / "all")
+    last = sorted((tmp_path / "all").glob("index/mimi/*"))[-1]
+    last.unlink()
+    done = merge([store], tmp_path / "all")
+    assert (done.parts, done.utterances) == (1, 12) and last.exists()
+    assert frames(tmp_path / "all") == frames(store)
+
+
 def test_a_damaged_part_is_not_merged_nor_a_store_that_something_compacts(store: Path, tmp_path: Path) -> None:
     with lock.hold(store, alone=True), pytest.raises(StoreError, match="run this again"):
         merge([store], tmp_path / "all")

@@ -687,6 +687,23 @@ def test_each_process_of_several_takes_its_own_gpu(monkeypatch):
         assert ranks == Ranks(0, 1, "auto")
 
 
+def test_several_processes_average_gradients_and_hear_of_dev_from_the_first(monkeypatch):
+    wrapped, told, model = [], [], torch.nn.Linear(1, 1)
+
+    def broadcast(tensor, src):
+        told.append(src)
+        tensor.copy_(torch.tensor([0.25, 0.5]))
+
+    monkeypatch.setattr("torch.nn.parallel.DistributedDataParallel", lambda *a, **k: wrapped.append((*a, k)))
+    monkeypatch.setattr("torch.distributed.broadcast", broadcast)
+    for device, ids in (("cuda:1", [1]), ("cpu", None)):
+        Ranks(1, 2, device).wrap(model, torch.device(device))
+        assert wrapped.pop() == (model, {"device_ids": ids})
+    assert Ranks(1, 2, "cpu").tell((0.0, 0.0), torch.device("cpu")) == (0.25, 0.5) and told == [0]
+    alone = Ranks(0, 1, "cpu")
+    assert alone.wrap(model, torch.device("cpu")) is model and alone.tell((1.0,), torch.device("cpu")) == (1.0,)
+
+
 @pytest.mark.slow
 def test_two_processes_train_together(store, tmp_path):
     settings = [word for s in (*TINY, "crops_per_epoch=8", "dropout=0", "ema=0.5") for word in ("--set", s)]

@@ -23,7 +23,7 @@ from trainers.config import ConfigError, FitConfig
 from trainers.proxy import Proxy
 from trainers.proxy.config import ProxyConfig
 from trainers.proxy.data import Crops, Voices, load_data
-from trainers.proxy.fit import fit_proxy
+from trainers.proxy.fit import _agreement, _notes, fit_proxy
 from trainers.proxy.loop import State, best_loss
 from trainers.runs import Run
 
@@ -155,6 +155,15 @@ def test_end_to_end(made: tuple[Store, Path], tmp_path: Path) -> None:
     for form in ("proxy_soft", "proxy_mixed", "proxy_straight_through"):
         gap = figures[form]["against_codes"]["estimate"]
         assert gap == pytest.approx(figures[form]["eer"] - figures["proxy"]["eer"])
+
+
+def test_what_it_was_not_compared_with_is_said() -> None:
+    rising = np.arange(5, dtype=np.float32)
+    scores = {"proxy": rising**3, "raw": -rising, "titanet": rising}
+    assert _notes(scores) == ["not compared with mimi: the store does not hold it for all of the trials"]
+    assert _notes(scores | {"mimi": rising}) == [] and len(_notes({"proxy": rising})) == 2
+    assert _agreement(scores) == {"proxy": pytest.approx(1), "raw": pytest.approx(-1)}
+    assert _agreement({"proxy": rising}) is None
 
 
 def test_a_judge_is_never_the_one_that_is_kept() -> None:

@@ -127,6 +127,8 @@ def test_codes_outside_of_the_books_are_refused(proxy: Proxy) -> None:
         proxy(codes)
     with pytest.raises(ValueError, match=r"logits: expected \(batch, frames, 3, 10\), found \(1, 4, 3, 11\)"):
         proxy(torch.zeros(1, 4, N_Q, BINS + 1))
+    with pytest.raises(ValueError, match=r"logits: expected \(batch, frames, 3, 10\), found \(1, 4, 4, 10\)"):
+        proxy(torch.zeros(1, 4, N_Q + 1, BINS))
     with pytest.raises(ValueError, match=r"codes: expected \(batch, frames, 3\), found \(1, 3, 4\)"):
         proxy(torch.zeros(1, 3, 4, dtype=torch.int64))
 
