@@ -86,6 +86,8 @@ def assert_equal(ours: DiarizationErrors, theirs: dict, jer: bool = True) -> Non
     if jer:
         assert ours.num_speakers == theirs["num_speakers"]
         assert ours.jaccard_errors == pytest.approx(theirs["jaccard_errors"], rel=1e-6, abs=1e-6)
+        if theirs["num_speakers"]:
+            assert ours.jer == pytest.approx(theirs["jaccard_errors"] / theirs["num_speakers"], abs=1e-6)
 
 
 # ---- worked by hand

@@ -704,6 +704,27 @@ def test_several_processes_average_gradients_and_hear_of_dev_from_the_first(monk
     assert alone.wrap(model, torch.device("cpu")) is model and alone.tell((1.0,), torch.device("cpu")) == (1.0,)
 
 
+def test_each_process_takes_its_part_of_every_step(store, tmp_path, monkeypatch):
+    """Batches of two crops by two processes: a crop each a step, and between them all of the epoch in its order."""
+    monkeypatch.setattr(Ranks, "wrap", lambda self, model, device: model)
+    monkeypatch.setattr(Ranks, "tell", lambda self, values, device: values)
+    parts = []
+    for rank in (0, 1):
+        run = Run.create(tmp_path / str(rank), config("epochs=1", "crops_per_epoch=8"), store)
+        sessions, asked = load_sessions(store, run.config), []
+        model, source = build(run, store, sessions, torch.device("cpu"))
+        real = source.batches
+        source.batches = lambda crops, size, real=real, asked=asked: asked.append((crops, size)) or real(crops, size)
+        if rank == 0:
+            run.begin()
+        training = Training(run, model, source, sessions, torch.device("cpu"), Ranks(rank, 2, "cpu"), Unseen())
+        whole = training.sampler.epoch(training.state.epoch)
+        training.epoch()
+        assert training.state.step == 4 and asked[0][1] == 1
+        parts.append([(crop.session.id, crop.start) for crop in asked[0][0]])
+    assert [crop for step in zip(*parts, strict=True) for crop in step] == [(c.session.id, c.start) for c in whole]
+
+
 @pytest.mark.slow
 def test_two_processes_train_together(store, tmp_path):
     settings = [word for s in (*TINY, "crops_per_epoch=8", "dropout=0", "ema=0.5") for word in ("--set", s)]
