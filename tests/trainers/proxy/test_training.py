@@ -20,9 +20,10 @@ from trainers.proxy.ascent import linear_judge
 from trainers.proxy.data import Voices, load_data
 from trainers.proxy.fit import _first_of_each
 from trainers.proxy.forms import mixed
-from trainers.proxy.loop import Training, _rate, all_pairs, embed
+from trainers.proxy.loop import Training, all_pairs, embed
 from trainers.proxy.losses import contrastive, to_teacher
 from trainers.runs import Run
+from trainers.schedule import share_of_rate
 
 CPU = torch.device("cpu")
 
@@ -66,9 +67,9 @@ def test_pairs_are_of_two_utterances_unless_speakers_have_but_one() -> None:
 
 
 def test_the_learning_rate_by_hand() -> None:
-    rates = [_rate(step, 20) for step in range(20)]
+    rates = [share_of_rate(step, 20) for step in range(20)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[11] == pytest.approx(0.5) and rates[19] < 0.02
-    assert rates[2:] == sorted(rates[2:], reverse=True) and _rate(0, 1) == 1.0
+    assert rates[2:] == sorted(rates[2:], reverse=True) and share_of_rate(0, 1) == 1.0
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_a_step_by_hand(training: Training, loss: str, made: tuple[Store, Path])
         expected = to_teacher(embeddings, torch.from_numpy(store.pooled("titanet", ids)))
     value = training._step(5)
     assert float(value) == pytest.approx(float(expected.detach()), rel=1e-5)
-    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * _rate(5, 12))
+    assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * share_of_rate(5, 12))
     assert training.optimizer.param_groups[0]["weight_decay"] == 1e-5
     changed = {n for n, p in training.proxy.named_parameters() if not torch.equal(p, dict(proxy.named_parameters())[n])}
     assert len(changed) > 20
