@@ -80,16 +80,17 @@ def test_pieces_of_stretches_as_they_come() -> None:
 
 
 def test_the_voice_that_was_silent_longest_leaves_its_slot_and_is_known_again() -> None:
-    voices, vectors = Voices(4, "average", 0.5, 2, 1.0), np.eye(4, dtype=np.float32)
+    voices, vectors = Voices(4, "average", 0.3, 2, 1.0), np.eye(4, dtype=np.float32)
     for at, who in enumerate((0, 1, 0, 2)):
         voices.add(vectors[who], 10.0, at)
     assert voices.numbers == (0, 2) and voices.gone_numbers.tolist() == [1]
     np.testing.assert_allclose(voices.means, vectors[[0, 2]])
     voices.add(vectors[1], 10.0, 4)  # back: the number of before, and now the first has been silent longest
     assert voices.numbers == (1, 2) and voices.gone_numbers.tolist() == [0] and voices.next == 3
-    near = np.array([0.8, 0, 0, 0.6], np.float32)  # nearer than 0.5 to the first
-    voices.add(near, 10.0, 5)
-    assert 0 in voices.numbers and voices.next == 3
+    voices.add(np.array([0.8, 0, 0, 0.6], np.float32), 10.0, 5)  # nearer than 0.3 to the first, who is back
+    assert voices.numbers == (0, 1) and voices.gone_numbers.tolist() == [2]
+    voices.add(np.array([0, 0, 0.6, -0.8], np.float32), 10.0, 6)  # 0.4 from the third: somebody new
+    assert voices.numbers == (0, 3) and voices.gone_numbers.tolist() == [2, 1]
 
 
 def test_pieces_are_kept_in_a_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
