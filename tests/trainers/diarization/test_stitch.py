@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from trainers.cascade.clusters import Limits, pieces_of
-from trainers.diarization.stitch import Heard, _tracks, join, single_of, sound_of, starts_of, stitch, voices_in
+from trainers.diarization.stitch import (
+    Heard,
+    _assigned,
+    _means,
+    _tracks,
+    join,
+    single_of,
+    sound_of,
+    starts_of,
+    stitch,
+    voices_in,
+)
 
 LENGTH, HOP, CHANNELS, VOICES, DIM = 60, 15, 4, 6, 16
 
@@ -110,6 +121,40 @@ def test_channels_are_tied_where_they_hear_nearly_the_same(until, tied):
     nothing = np.zeros((2, 2, DIM), np.float32), np.zeros((2, 2), int)
     before, here = _tracks(Heard(np.array([0, 10]), activity, *nothing, 30, None)).tolist()
     assert before == [-1, 0] and here == [0 if tied else 1, -1]
+
+
+@pytest.mark.parametrize(("frames", "before", "here"), [(1, -1, -1), (2, 0, 1), (3, 0, 0)])
+def test_a_channel_says_something_in_two_frames_and_is_tied_by_three(frames, before, here):
+    activity = np.zeros((2, 20, 1), np.float32)
+    activity[0, 10 : 10 + frames, 0] = activity[1, :frames, 0] = 1  # the same frames of the recording
+    nothing = np.zeros((2, 1, DIM), np.float32), np.zeros((2, 1), int)
+    assert _tracks(Heard(np.array([0, 10]), activity, *nothing, 30, None)).tolist() == [[before], [here]]
+
+
+def test_a_channel_that_is_never_alone_sounds_as_where_it_is_heard_best():
+    activity = np.array([[0.9, 0.8], [0.6, 0.8], [0.1, 0.1]], np.float32)
+    vectors, alone = sound_of(activity, np.eye(3, dtype=np.float32))
+    assert alone.tolist() == [0, 0]
+    weights = activity.T.astype(float) ** 4
+    np.testing.assert_allclose(vectors, weights / np.linalg.norm(weights, axis=1, keepdims=True), rtol=1e-5)
+    vectors, alone = sound_of(np.array([[0.9, 0.1], [0.9, 0.6]], np.float32), np.eye(2, dtype=np.float32))
+    assert alone.tolist() == [1, 0] and vectors[0].tolist() == [1, 0]
+
+
+def test_many_short_hearings_outweigh_a_long_one():
+    """Of one track: 100 frames that sound a little more like the first voice, three times 3 clearly like the second."""
+    vectors = np.array([[[0.6, 0.5]], *[[[0.2, 0.8]]] * 3], np.float32)
+    alone = np.array([[100], [3], [3], [3]])
+    made = Heard(np.arange(4), np.zeros((4, 1, 1), np.float32), vectors, alone, 4, None)
+    assert _assigned(made, np.zeros((4, 1), int), np.eye(2, dtype=np.float32)).tolist() == [[1]] * 4
+    assert _assigned(made, np.arange(4)[:, None], np.eye(2, dtype=np.float32)).tolist() == [[0], [1], [1], [1]]
+
+
+def test_a_voice_is_the_mean_of_the_frames_in_which_it_is_alone():
+    vectors = np.array([[[1, 0, 0], [0, 1, 0]], [[0, 0, 1], [0, 1, 0]]], np.float32)
+    made = Heard(np.arange(2), np.zeros((2, 1, 2), np.float32), vectors, np.array([[3, 9], [4, 0]]), 2, None)
+    found = _means(made, np.array([[0, -1], [0, 1]]), np.full((2, 3), 7.0, np.float32))
+    np.testing.assert_allclose(found, [[0.6, 0, 0.8], [7, 7, 7]], rtol=1e-6)  # nobody heard the second: as before
 
 
 def test_as_many_voices_as_asked_for():

@@ -148,6 +148,28 @@ def test_of_equal_choices_the_first_is_taken_and_its_figure_told(monkeypatch):
     assert best == Stitching("mimi", 0.6, 0.02, 0.5, 1) and figures == {"der": 0.2}
 
 
+def test_one_low_distance_between_high_ones_is_luck(monkeypatch):
+    config = FitConfig.make("adapter", settings=SETTINGS)
+    head = SimpleNamespace(config=config, grid=MIMI_GRID, turns=lambda told: told)
+    monkeypatch.setattr(whole, "_listen", lambda *_: {"mimi": None})
+    monkeypatch.setattr(
+        whole, "_der", lambda head, truth, heard, how: 0.0 if how.apart == 0.2 else 0.1 + abs(how.apart - 0.6)
+    )
+    for name in ("stitch", "join", "decode"):
+        monkeypatch.setattr(whole, name, lambda *_: None)
+    monkeypatch.setattr(whole, "Truth", lambda *_: SimpleNamespace(total=lambda _: SimpleNamespace(der=0.5)))
+    assert whole.choose(head, None, [None])[0].apart == 0.6
+
+
+def test_a_run_from_before_there_was_anything_to_decide_is_stitched_by_its_last_feature():
+    def missing(name):
+        raise FileNotFoundError(name)
+
+    config = SimpleNamespace(features=("mimi", "titanet"))
+    for told in (lambda name: {}, lambda name: {"stitching": {"who": "mimi"}}, missing):
+        assert stitching_of(SimpleNamespace(read_json=told, config=config)) == Stitching("titanet")
+
+
 def test_clusters_end_in_the_middle_of_the_valley():
     for ders, best, expected in (
         ([0.5, 0.2, 0.1, 0.105, 0.109, 0.2, 0.1], 2, 3),  # as good from the third to the fifth; the last is another's
