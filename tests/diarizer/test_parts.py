@@ -16,7 +16,7 @@ import featstore
 from diarizer import jobs, load
 from diarizer.diarizer import limits_of
 from diarizer.frames import StoredFrames, hear
-from diarizer.heads import StitchedHead, _sure
+from diarizer.heads import StitchedHead, sureness
 from diarizer.inputs import Recording, recordings_of, stored
 from diarizer.jobs import Outcome, diarize_all
 from diarizer.page import _bars, _clock, render
@@ -99,12 +99,12 @@ def test_how_sure_by_hand() -> None:
     counts = np.log(np.float32([[0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.9, 0.05, 0.05]]))
     cosines = np.float32([[0.5, 0.45, 0.1], [0.5, 0.4, 0.3], [0.1, 0.2, 0.1]])
     active = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0]], bool)
-    found = _sure(SimpleNamespace(counts=counts), cosines, active)
+    found = sureness(SimpleNamespace(counts=counts), cosines, active)
     near = 1 / (1 + np.exp(-20 * np.array([0.05, 0.2, 0.1])))
     assert found[0, 0] == pytest.approx(0.8 * near[0], rel=1e-5)
     assert found[1, :2].tolist() == pytest.approx((0.6 * near[1:]).tolist(), rel=1e-5)
     assert found[2].max() <= 0.9
-    alone = _sure(SimpleNamespace(counts=counts), cosines[:, :1], active[:, :1])
+    alone = sureness(SimpleNamespace(counts=counts), cosines[:, :1], active[:, :1])
     assert alone[:, 0].tolist() == pytest.approx([0.8, 0.2, 0.9])
 
 
