@@ -233,6 +233,8 @@ def test_a_store_s_utterance_is_as_long_as_it_says_or_as_its_frames(tone_run: Pa
         out.add(Utterance("u", "x.wav", 0.0, 20.0, "x"), frames)
     with pytest.raises(RunError, match="was trained on feature 'fake' with fingerprint"):
         made.diarize_stored(featstore.open(tmp_path / "t"), "u")
+    with pytest.raises(RunError):  # which is so of all recordings, and not a fault of the first
+        diarize_all(made, [Recording("u", "u")], tmp_path / "out", store=featstore.open(tmp_path / "t"))
 
 
 def test_the_run_that_comes_along_says_that_it_is_one(tone_run: Path) -> None:
@@ -271,6 +273,18 @@ def test_what_decides_an_answer_decides_whether_it_is_redone(tmp_path: Path) -> 
     assert len({*before, later, what(str(path))}) == 6
     stores = [SimpleNamespace(address=address) for address in ("s", "t")]
     assert len({jobs._what(Recording("a", id), store) for store in stores for id in ("u", "v")}) == 4
+
+
+def test_what_lies_there_is_this_answer_or_nothing(tmp_path: Path) -> None:
+    for suffix in (".rttm", ".html", ".json"):
+        assert jobs._there(tmp_path, "a", "k") is None
+        (tmp_path / f"a{suffix}").write_text('{"key": "k", "turns": []}')
+    assert jobs._there(tmp_path, "a", "k") == {"key": "k", "turns": []}
+    assert jobs._there(tmp_path, "a", "other") is None
+    for text in ("{", "[]", "{}", "\xff"):  # cut off, or somebody else's
+        (tmp_path / "a.json").write_text(text, encoding="latin-1")
+        assert jobs._there(tmp_path, "a", "k") is None
+    assert jobs._why(KeyError("nobody\n there")) == "nobody there" and jobs._why(ValueError()) == "ValueError"
 
 
 def test_progress_is_over_all_recordings(tone_run: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def add(path: Path, numbers: range) -> None:
             for i in numbers:
                 frames = np.full((10 + i, dim), i, np.float16)
                 frames[:, 1] = np.arange(10 + i)
-                turns = (Turn(0.0, 0.4, "x"), Turn(0.2, 9.0, "y")) if i == 3 else ()
+                turns = (Turn(0.0, 0.4, "x"), Turn(0.2, 9.0, "y"), Turn(2.0, 3.0, "x")) if i == 3 else ()
                 duration_s, speaker = 0.08 * (10 + i), None if turns else f"s{i % 4}"
                 u = Utterance(
                     f"u{i:02d}", f"{i}.wav", 0.0, duration_s, f"r{i}", speaker, "dev" if i % 5 == 0 else "train", turns
@@ -229,6 +229,32 @@ def test_an_export_is_of_one_feature_and_of_names_that_kaldi_can_hold(tmp_path: 
     with pytest.raises(ValueError, match="'two words' holds white space, which ends a name for Kaldi"):
         export_kaldi(featstore.open(tmp_path / "s"), tmp_path / "other", "mimi")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("export", [export_lhotse, export_kaldi])
+def test_an_export_that_was_stopped_leaves_an_empty_folder(store: featstore.Store, tmp_path: Path, export) -> None:
+    pytest.importorskip("lhotse" if export is export_lhotse else "kaldiio")
+
+    def stop(done: int, of: int) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(store, tmp_path / "out", "mimi", progress=stop)
+    assert list((tmp_path / "out").iterdir()) == []
+    export(store, tmp_path / "out", "mimi")  # the same command again
+
+
+def test_one_id_may_begin_as_another_one_with_a_slash(tmp_path: Path) -> None:
+    pytest.importorskip("lhotse")
+    from lhotse import CutSet
+
+    with featstore.writer(tmp_path / "s", spec("mimi", 2)) as out:
+        for k, id in enumerate(("a", "a/b", "a/b/c", "a%2Fb")):
+            out.add(Utterance(id, "x.wav", 0.0, 0.8, id), np.full((10, 2), k))
+    export_lhotse(featstore.open(tmp_path / "s"), tmp_path / "cuts")
+    found = CutSet.from_file(tmp_path / "cuts" / "cuts.jsonl.gz").to_eager()
+    assert [found[id].load_features()[0, 0] for id in ("a", "a/b", "a/b/c", "a%2Fb")] == [0, 1, 2, 3]
 
 
 def test_a_toolkit_that_is_not_installed_says_how(store: featstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:
