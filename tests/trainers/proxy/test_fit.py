@@ -23,7 +23,7 @@ from trainers.config import ConfigError, FitConfig
 from trainers.proxy import Proxy
 from trainers.proxy.config import ProxyConfig
 from trainers.proxy.data import Crops, Voices, load_data
-from trainers.proxy.fit import _agreement, _notes, fit_proxy
+from trainers.proxy.fit import _agreement, _notes, _spaces, fit_proxy
 from trainers.proxy.loop import State, best_loss
 from trainers.runs import Run
 
@@ -164,6 +164,20 @@ def test_what_it_was_not_compared_with_is_said() -> None:
     assert _notes(scores | {"mimi": rising}) == [] and len(_notes({"proxy": rising})) == 2
     assert _agreement(scores) == {"proxy": pytest.approx(1), "raw": pytest.approx(-1)}
     assert _agreement({"proxy": rising}) is None
+
+
+def test_what_needs_no_network_is_centred_on_voices_that_are_trained_on(made: tuple[Store, Path]) -> None:
+    store, trials = made
+    made_of = config(trials)
+    data, table = load_data(made_of, store), store.codebooks(made_of.feature).table
+    found = _spaces(Proxy(torch.from_numpy(table), 16, 8), data, table, 0, torch.device("cpu"))
+    raw, known = (
+        np.stack([sum(book[own[:, k]] for k, book in enumerate(table)).mean(0) for own in voices.codes])
+        for voices in (data.test, data.train)
+    )
+    np.testing.assert_allclose(found["raw"], raw, atol=1e-4)
+    np.testing.assert_allclose(found["raw_centred"], raw - known.mean(0), atol=1e-4)
+    assert np.abs(raw.mean(0) - known.mean(0)).max() > 0.01
 
 
 def test_a_judge_is_never_the_one_that_is_kept() -> None:
