@@ -22,6 +22,7 @@ import featstore
 from featstore.store.address import as_url
 from featstore.store.layout import StoreError
 from featstore.store.reader import Store
+from featstore.types import Frames
 
 #: Crops of a batch that are fetched side by side from a store at a distance.
 AT_ONCE = 16
@@ -109,15 +110,16 @@ class Crops(Dataset[dict[str, Any]]):
         return int(self._ends[-1]) if hasattr(self, "_ends") else int(vars(self)["_len"])
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        return self._read(*self._draw(item))
+        drawn = self._draw(item)
+        return self._made(drawn, self._read(drawn))
 
     def __getitems__(self, items: Sequence[int]) -> list[dict[str, Any]]:
         """A batch, which a DataLoader asks for at once: with a line in between, several requests are under way."""
         drawn = [self._draw(item) for item in items]
         if as_url(self._address) is None:
-            return [self._read(*crop) for crop in drawn]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(self._read, *zip(*drawn, strict=True)))
+            return [self._made(crop, self._read(crop)) for crop in drawn]
+        with ThreadPoolExecutor(AT_ONCE) as pool:  # which only wait: torch in a new thread starts threads of its own
+            return [self._made(*both) for both in zip(drawn, pool.map(self._read, drawn), strict=True)]
 
     def _draw(self, item: int) -> tuple[int, int, int]:
         """Which utterance, by its row, and from which frame to which."""
@@ -132,12 +134,16 @@ class Crops(Dataset[dict[str, Any]]):
             start = (item - (int(self._ends[row - 1]) if row else 0)) * self.length
         return row, start, min(start + self.length, num)
 
-    def _read(self, row: int, start: int, stop: int) -> dict[str, Any]:
-        store, id = self._open(), self._ids[row]
-        found = {"id": id, "speaker": self._speakers[row], "start": start, "frames": stop - start}
-        return found | {name: self._crop(store.frames(name, id, start, stop)) for name in self.features}
+    def _read(self, drawn: tuple[int, int, int]) -> list[Frames]:
+        row, start, stop = drawn
+        return [self._open().frames(name, self._ids[row], start, stop) for name in self.features]
 
-    def _crop(self, frames: featstore.types.Frames) -> torch.Tensor:
+    def _made(self, drawn: tuple[int, int, int], frames: list[Frames]) -> dict[str, Any]:
+        row, start, stop = drawn
+        found = {"id": self._ids[row], "speaker": self._speakers[row], "start": start, "frames": stop - start}
+        return found | dict(zip(self.features, map(self._crop, frames), strict=True))
+
+    def _crop(self, frames: Frames) -> torch.Tensor:
         """A tensor of its own: the store's frames are read-only, which torch would warn of."""
         whole = torch.empty((self.length, frames.shape[1]), dtype=self.dtype)
         whole[: len(frames)] = torch.from_numpy(frames.copy())  # torch widens float16 ten times as fast as NumPy
