@@ -193,7 +193,7 @@ def test_lhotse_reads_a_store(store: featstore.Store, tmp_path: Path) -> None:
         alone = found["u01"].supervisions
         assert [(s.speaker, s.start, s.end) for s in alone] == [("s1", 0.0, 0.88)]
     assert kept["u01"].custom["split"] == "train"
-    with pytest.raises(StoreError, match="say which feature: mimi, titanet"):
+    with pytest.raises(StoreError, match=r"say which feature \(--feature NAME\): mimi, titanet"):
         to_lhotse(store)
     with pytest.raises(ValueError, match="exists already"):
         export_lhotse(store, tmp_path / "cuts", "mimi")
@@ -202,7 +202,7 @@ def test_lhotse_reads_a_store(store: featstore.Store, tmp_path: Path) -> None:
 def test_kaldi_reads_a_store(store: featstore.Store, tmp_path: Path) -> None:
     kaldiio = pytest.importorskip("kaldiio")
     result = CliRunner().invoke(app, ["export", str(store.path), str(tmp_path / "k"), "--to", "kaldi", "--json"])
-    assert result.exit_code == 2 and "say which feature: mimi, titanet" in result.stderr
+    assert result.exit_code == 2 and "say which feature (--feature NAME): mimi, titanet" in result.stderr
     export_kaldi(store, tmp_path / "kaldi", "mimi")
     found = kaldiio.load_scp(str(tmp_path / "kaldi" / "feats.scp"))
     assert sorted(found) == store.ids
