@@ -186,7 +186,9 @@ def _folder(folder: str | PathLike[str]) -> Iterator[Path]:
 
 def _feature(store: Store, feature: str | None) -> str:
     if feature is None and len(store.features) != 1:
-        raise StoreError(f"{store.address}: say which feature (--feature NAME): {', '.join(store.features) or 'it has none'}")
+        raise StoreError(
+            f"{store.address}: say which feature (--feature NAME): {', '.join(store.features) or 'it has none'}"
+        )
     name = feature or next(iter(store.features))
     store.index(name)  # says what is there when it is not
     return name

@@ -35,8 +35,9 @@ class Crops(Dataset[dict[str, Any]]):
     dim), zeros behind the end of a shorter utterance; ``id``; ``speaker`` ("" where the store names none); ``start``, the
     crop's first frame; ``frames``, how many are not padding.
 
-    Workers may be forked or spawned: a pickle says where the store is and what was selected, in a few kilobytes, and the
-    worker opens it. Random starts come from torch's generator, which a DataLoader seeds anew for each worker and epoch.
+    Workers may be forked or spawned (of a store at a distance: spawned): a pickle says where the store is and what was
+    selected, in a few kilobytes, and the worker opens it. Random starts come from torch's generator, which a DataLoader
+    seeds anew for each worker and epoch.
 
     Parameters
     ----------

@@ -57,7 +57,10 @@ class Blocks:
         if stop > size:
             raise StoreError(f"{self.remote.url}/{path}: expected at least {stop} bytes, found {size}; push it again")
         if os.getpid() != self._process:  # the connection's threads have stayed behind
-            raise StoreError(f"{self.remote.url}: opened before this process was forked; open it in the process itself")
+            raise StoreError(
+                f"{self.remote.url}: opened before this process was forked; open it in the process itself; a "
+                "DataLoader's workers: multiprocessing_context='spawn'"
+            )
         numbers = range(start // block_bytes, -(-stop // block_bytes))
         pieces: dict[int, bytes] = {}
         mine: list[int] = []
