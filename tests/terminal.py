@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import struct
 import sys
 import termios
@@ -19,6 +20,7 @@ def on_terminal(
     """Exit code of ``python -c script arguments…``, and all that it showed; Ctrl-C is pressed once `interrupt_at` is seen."""
     pid, screen = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs in a script's background has it ignored
         os.environ |= {"TERM": "xterm-256color", "COLUMNS": str(columns)}
         os.execv(sys.executable, [sys.executable, "-c", script, *map(str, arguments)])
     fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))

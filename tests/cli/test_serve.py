@@ -101,6 +101,7 @@ def test_it_starts_answers_and_stops():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
     )
     url = re.match(r"open (\S+) ", process.stdout.readline())[1]
     with urllib.request.urlopen(url) as answer:
