@@ -34,7 +34,7 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
 
 
 def test_links_inside_the_documents_lead_somewhere() -> None:
-    folders = (*PACKAGES, "docs", "data_manifests", "benchmarks", "examples")  # under tests/ lie the pages of npm packages
+    folders = (*PACKAGES, "docs", "data_manifests", "benchmarks", "examples")  # not tests: npm brings pages there
     pages = [*ROOT.glob("*.md"), *(page for name in folders for page in (ROOT / name).rglob("*.md"))]
     links = [
         (page, link.split("#")[0])
