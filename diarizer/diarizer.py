@@ -16,6 +16,7 @@ from diarizer.frames import Frames, StoredFrames, hear
 from diarizer.heads import head_of
 from diarizer.live.engine import Live
 from diarizer.live.heads import live_head
+from diarizer.live.streams import reach_of
 from diarizer.sound import Sound
 from diarizer.voices import Voice, enrolled, named
 from evaluation.turns import Turns
@@ -45,6 +46,7 @@ class Diarizer:
         self.run = run
         self.head = head_of(run, pick_device(device))
         self.voices: dict[str, Voice] = {}
+        self._reaches: dict[str, tuple[int, int]] = {}
         self.weights, self.device = dict(weights), device
         self.warnings = tuple(run.warnings)
         if run.path.resolve() == DEMO.resolve():
@@ -149,12 +151,19 @@ class Diarizer:
         return Live(
             self.run.features,
             lambda: self.encoders,
+            self.reach,
             lambda timing: live_head(self.head, timing, slots),
             self._voice,
             latency_s=latency_s,
             given=given or {},
             voices=self.voices,
         )
+
+    def reach(self, name: str) -> tuple[int, int]:
+        """See `reach_of`, which may have to try the encoder: once, however many listen."""
+        if name not in self._reaches:
+            self._reaches[name] = reach_of(name, self.encoders[name])
+        return self._reaches[name]
 
     def _voice(self, name: str, audio: Audio, rate_hz: int | None) -> Voice:
         sound = _sound(audio, rate_hz)

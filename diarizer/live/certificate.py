@@ -125,7 +125,7 @@ def _frames(
         spec = encoder.spec
         wave = soxr.resample(samples, rate_hz, spec.sample_rate_hz, "HQ")
         whole = encoder.extract([wave])[0]
-        stream = stream_of(name, encoder, step_frames)
+        stream = stream_of(name, encoder, made.reach(name), step_frames)
         size = round(step_frames * spec.grid.step_s * spec.sample_rate_hz)
         parts = [wave[at : at + size] for at in range(0, len(wave), size)]
         found = np.concatenate([stream.feed(part, part is parts[-1]) for part in parts])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diarizer.live.hearing import Hearing, within
-from diarizer.live.streams import reach_of, stream_of
+from diarizer.live.streams import stream_of
 from diarizer.live.timing import Timing
 from diarizer.live.turns import LiveTurn, Open, Said, Turning, Update
 from diarizer.voices import Voice, named
@@ -79,6 +79,7 @@ class Live:
         self,
         specs: Mapping[str, FeatureSpec],
         encoders: Callable[[], Mapping[str, Extractor]],
+        reach: Callable[[str], tuple[int, int]],
         make_head: Callable[[Timing], LiveHead],
         voice_of: Callable[[str, Any, int | None], Voice],
         *,
@@ -93,11 +94,11 @@ class Live:
         if unknown := set(given) - set(specs):
             raise ValueError(f"no feature {min(unknown)!r}: the run hears {', '.join(specs)}")
         made = {n: encoder for n, encoder in encoders().items() if n not in given} if set(specs) - set(given) else {}
-        ahead = {n: given[n] if n in given else reach_of(n, made[n])[1] for n in specs}
+        ahead = {n: given[n] if n in given else reach(n)[1] for n in specs}
         self._step_s = next(iter(specs.values())).grid.step_s
         self.latency_s, self.timing = latency_s, Timing.of(latency_s, self._step_s, max(ahead.values()))
         self._head = make_head(self.timing)
-        streams = {n: stream_of(n, encoder, self.timing.step) for n, encoder in made.items()}
+        streams = {n: stream_of(n, encoder, reach(n), self.timing.step) for n, encoder in made.items()}
         self._hearing = Hearing(specs, ahead, streams, self.timing.step, self._head.kept)
         self._enrolled, self._voice_of = dict(voices), voice_of
         self._clear()

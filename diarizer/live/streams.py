@@ -48,14 +48,14 @@ class Stream(Protocol):
         ...
 
 
-def stream_of(name: str, encoder: Extractor, step_frames: int) -> Stream:
-    """The stream of an encoder, for steps of so many frames."""
+def stream_of(name: str, encoder: Extractor, reach: tuple[int, int], step_frames: int) -> Stream:
+    """The stream of an encoder that reaches so far (`reach_of`), for steps of so many frames."""
     if name == "mimi":
         from featstore.extractors.mimi import MimiExtractor
 
         if isinstance(encoder, MimiExtractor):
             return Streamed(encoder, step_frames)
-    return Again(encoder, *reach_of(name, encoder))
+    return Again(encoder, *reach)
 
 
 class Streamed:
