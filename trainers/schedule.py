@@ -1,12 +1,13 @@
-"""A step's learning rate and its own random draws, for loops that count steps."""
+"""A step of a loop that counts them: its learning rate, its own random draws, the way down."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor, nn
 
 from trainers.diarization.loop import seed_torch
 
@@ -26,3 +27,15 @@ def seeded(*key: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=cuda):
         seed_torch(*key)
         yield
+
+
+def descend(
+    optimizer: torch.optim.Optimizer, loss: Tensor, parameters: Iterable[nn.Parameter], lr: float, clip: float = 5.0
+) -> None:
+    """One step of the optimizer down the loss at this learning rate, gradients clipped to a norm."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, clip)
+    optimizer.step()

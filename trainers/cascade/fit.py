@@ -21,7 +21,7 @@ from trainers.cascade.counting import classes_of, train
 from trainers.cascade.inputs import counts, read
 from trainers.cascade.measuring import Truth, summed
 from trainers.checkpoint import nothing_to_do
-from trainers.diarization.loop import peak_memory_bytes
+from trainers.diarization.loop import device_facts, peak_memory_bytes
 from trainers.diarization.models import count_parameters
 from trainers.diarization.sessions import Sessions, load_sessions
 from trainers.progress import Progress, Unseen
@@ -75,8 +75,7 @@ def fit_cascade(run: Run, store: Store, *, progress: Progress | None = None) -> 
         "trainable_parameters": count_parameters(cascade.head),
         "counts": cascade.head.classes,
         "train_s": sum(s.num_frames for s in sessions.train) * sessions.grid.step_s,
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        **device_facts(device),
         **costs,
         "peak_memory_bytes": peak_memory_bytes(device),
         "decoding": {

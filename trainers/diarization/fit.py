@@ -18,7 +18,7 @@ from trainers.diarization import decode
 from trainers.diarization.config import DiarizationConfig, FrozenConfig, UnfreezeConfig
 from trainers.diarization.data import Crop, FrameSource, Source, windows
 from trainers.diarization.evaluate import evaluate
-from trainers.diarization.loop import Training
+from trainers.diarization.loop import Training, device_facts
 from trainers.diarization.models import Adapter, adapter_sizes, count_parameters
 from trainers.diarization.sessions import Session, Sessions, load_sessions
 from trainers.diarization.whole import WholeHead, measure_whole
@@ -141,8 +141,7 @@ def _finish(run: Run[DiarizationConfig], store: Store, sessions: Sessions, train
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "best_epoch": best["epoch"],
         "best_dev_loss": best["dev_loss"],
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        **device_facts(device),
         "ranks": training.ranks.count,
         "train_s": sum(s.num_frames for s in sessions.train) * sessions.grid.step_s,
         "epochs": len(state.history),

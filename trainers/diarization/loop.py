@@ -231,6 +231,12 @@ def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Batch, float]]:
         yield batch, time.perf_counter() - before
 
 
+def device_facts(device: torch.device) -> dict[str, str]:
+    """What a result says of the device that it was made on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": str(device), "device_name": name}
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """The most device memory this process has held so far; on the CPU, the most memory (resident set)."""
     if device.type == "cuda":

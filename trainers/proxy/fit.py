@@ -15,7 +15,7 @@ from evaluation.verification import cosine_scores, evaluate_scores
 from featstore import Store
 from featstore.extractors.device import pick_device
 from trainers.checkpoint import nothing_to_do
-from trainers.diarization.loop import peak_memory_bytes
+from trainers.diarization.loop import device_facts, peak_memory_bytes
 from trainers.diarization.models import count_parameters
 from trainers.linear_probe import LinearProbe
 from trainers.progress import Progress, Unseen
@@ -106,8 +106,7 @@ def _finish(
         "dev_eer": {loss: state.best[loss] for loss in config.losses},
         "best_step": facts["step"],
         "steps": state.step,
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        **device_facts(device),
         "step_seconds": state.seconds / state.step,
         "input_share": None,
         "peak_memory_bytes": peak_memory_bytes(device),

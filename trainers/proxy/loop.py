@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from evaluation.runs import LAST
 from evaluation.verification import det_curve
-from trainers.checkpoint import load_optimizer, optimizer_tensors
+from trainers.checkpoint import load_steps, save_steps
 from trainers.progress import Progress
 from trainers.proxy.config import ProxyConfig
 from trainers.proxy.data import Crops, ProxyData, Voices
@@ -27,7 +27,7 @@ from trainers.proxy.forms import logits_of, mixed
 from trainers.proxy.losses import AngularMargin, contrastive, to_teacher
 from trainers.proxy.network import Proxy
 from trainers.runs import Run, RunError
-from trainers.schedule import seeded, share_of_rate
+from trainers.schedule import descend, seeded, share_of_rate
 
 #: What the right codes have of the probability where logits are scored.
 SOFT_SHARE = 0.5
@@ -145,12 +145,8 @@ class Training:
         else:
             assert self.teacher is not None  # it was read
             value = to_teacher(embeddings, self.teacher[owners].to(self.device))
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * share_of_rate(inside, config.steps)
-        self.optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
-        self.optimizer.step()
+        rate = config.lr * share_of_rate(inside, config.steps)
+        descend(self.optimizer, value, self.model.parameters(), rate)
         return value.detach()
 
     def _look(self, number: int, inside: int) -> None:
@@ -180,20 +176,15 @@ class Training:
 
     def _save(self) -> None:
         self.state.seconds = time.perf_counter() - self.began
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items() if k != "proxy.table"}
-        self.run.write_tensors(LAST, tensors | optimizer_tensors(self.optimizer), asdict(self.state))
+        save_steps(self.run, self.model, self.optimizer, self.state, {"proxy.table"})
 
     def _resume(self) -> None:
-        tensors, facts = self.run.read_tensors(LAST)
-        try:
+        def begin(facts: dict[str, Any]) -> tuple[nn.Module, torch.optim.Optimizer]:
             self.state = State(**facts)
             self._start(min((self.state.step - 1) // self.config.steps, len(self.names) - 1))
-            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-            self.model.load_state_dict(weights | {"proxy.table": self.table})
-            load_optimizer(self.optimizer, tensors)
-        except (TypeError, RuntimeError, ValueError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise RunError(f"{self.run.path / LAST}: of another version or model: {told}") from None
+            return self.model, self.optimizer
+
+        load_steps(self.run, begin, {"proxy.table": self.table})
 
 
 def embed(

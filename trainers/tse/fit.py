@@ -14,7 +14,7 @@ from evaluation.runs import RESULT, VOICES
 from featstore import Store
 from featstore.extractors.device import pick_device
 from trainers.checkpoint import nothing_to_do
-from trainers.diarization.loop import peak_memory_bytes
+from trainers.diarization.loop import device_facts, peak_memory_bytes
 from trainers.diarization.models import count_parameters
 from trainers.progress import Progress, Unseen
 from trainers.runs import Run
@@ -101,8 +101,7 @@ def _finish(
         "dev_si_sdr": state.best,
         "best_step": state.best_step,
         "steps": state.step,
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        **device_facts(device),
         "step_seconds": state.seconds / state.step,
         "input_share": state.waited_s / state.seconds,
         "peak_memory_bytes": peak_memory_bytes(device),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.runs import LAST, MODEL
-from trainers.checkpoint import load_optimizer, optimizer_tensors
+from trainers.checkpoint import load_steps, save_steps
 from trainers.progress import Progress
 from trainers.runs import Run, RunError
-from trainers.schedule import seeded, share_of_rate
+from trainers.schedule import descend, seeded, share_of_rate
 from trainers.tse.config import TseConfig
 from trainers.tse.data import Crops, Example, TseData
 from trainers.tse.network import Extractor, best_assignment, loss
@@ -127,12 +127,8 @@ class Training:
         if not len(values):
             return 0.0
         value = values.mean()
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * share_of_rate(self.state.step, config.steps)
-        self.optimizer.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
-        self.optimizer.step()
+        rate = config.lr * share_of_rate(self.state.step, config.steps)
+        descend(self.optimizer, value, self.network.parameters(), rate)
         return float(value.detach())
 
     def _look(self) -> None:
@@ -157,19 +153,14 @@ class Training:
 
     def _save(self) -> None:
         self.state.seconds = time.perf_counter() - self.began
-        tensors = {f"model.{k}": v for k, v in self.network.state_dict().items()}
-        self.run.write_tensors(LAST, tensors | optimizer_tensors(self.optimizer), asdict(self.state))
+        save_steps(self.run, self.network, self.optimizer, self.state)
 
     def _resume(self) -> None:
-        tensors, facts = self.run.read_tensors(LAST)
-        try:
+        def begin(facts: dict[str, Any]) -> tuple[nn.Module, torch.optim.Optimizer]:
             self.state = State(**facts)
-            weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-            self.network.load_state_dict(weights)
-            load_optimizer(self.optimizer, tensors)
-        except (TypeError, RuntimeError, ValueError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise RunError(f"{self.run.path / LAST}: of another version or model: {told}") from None
+            return self.network, self.optimizer
+
+        load_steps(self.run, begin)
 
 
 def _of_mixture(example: Example) -> Tensor:

@@ -13,7 +13,7 @@ from evaluation.runs import MODEL, RESULT
 from featstore import Store
 from featstore.extractors.device import pick_device
 from trainers.checkpoint import nothing_to_do
-from trainers.diarization.loop import peak_memory_bytes
+from trainers.diarization.loop import device_facts, peak_memory_bytes
 from trainers.diarization.models import count_parameters
 from trainers.progress import Progress, Unseen
 from trainers.runs import Run
@@ -98,8 +98,7 @@ def _finish(
         "dev_cosine": facts["dev_cosine"],
         "best_step": facts["step"],
         "steps": state.step,
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        **device_facts(device),
         "step_seconds": state.seconds / state.step,
         "input_share": None,
         "peak_memory_bytes": peak_memory_bytes(device),

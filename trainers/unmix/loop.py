@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from evaluation.runs import LAST, MODEL
 from evaluation.unmixing import assigned
-from trainers.checkpoint import load_optimizer, optimizer_tensors
+from trainers.checkpoint import load_steps, save_steps
 from trainers.progress import Progress
 from trainers.runs import Run, RunError
-from trainers.schedule import seeded, share_of_rate
+from trainers.schedule import descend, seeded, share_of_rate
 from trainers.unmix.config import UnmixConfig
 from trainers.unmix.data import Mixture, UnmixData, batch_of, targets_of
 from trainers.unmix.losses import set_loss
@@ -135,12 +135,8 @@ class Training:
             contrast=config.contrast,
             scale=config.scale,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * share_of_rate(state.step, config.steps)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        self.optimizer.step()
+        rate = config.lr * share_of_rate(state.step, config.steps)
+        descend(self.optimizer, loss, network.parameters(), rate)
         return loss.detach()
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
@@ -164,20 +160,14 @@ class Training:
 
     def _save(self) -> None:
         self.state.seconds = time.perf_counter() - self.began
-        tensors = {f"model.{k}": v for k, v in self.network.state_dict().items()}
-        self.run.write_tensors(LAST, tensors | optimizer_tensors(self.optimizer), asdict(self.state))
+        save_steps(self.run, self.network, self.optimizer, self.state)
 
     def _resume(self) -> None:
-        tensors, facts = self.run.read_tensors(LAST)
-        try:
+        def begin(facts: dict[str, Any]) -> tuple[nn.Module, torch.optim.Optimizer]:
             self.state = State(**facts)
-            self.network.load_state_dict(
-                {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-            )
-            load_optimizer(self.optimizer, tensors)
-        except (TypeError, RuntimeError, ValueError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise RunError(f"{self.run.path / LAST}: of another version or model: {told}") from None
+            return self.network, self.optimizer
+
+        load_steps(self.run, begin)
 
 
 def surest(embeddings: NDArray[np.float32], existence: NDArray[np.float32], count: int) -> NDArray[np.float32]:
