@@ -9,18 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.errors import starting_over, user_errors
-from cli.options import CONTEXT, VersionOption
+from cli.options import VersionOption, new_app
 
 if TYPE_CHECKING:
     from evaluation.bootstrap import Interval
 
-app = typer.Typer(
-    no_args_is_help=True,
-    context_settings=CONTEXT,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
+app = new_app()
 
 
 @app.callback()

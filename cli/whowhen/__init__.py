@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import typer
-
-from cli.options import CONTEXT, VersionOption
+from cli.options import VersionOption, new_app
 from cli.whowhen import diarize, isolate, live, moshi, serve
 
-app = typer.Typer(
-    no_args_is_help=True,
-    context_settings=CONTEXT,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
+app = new_app()
 
 
 @app.callback()
