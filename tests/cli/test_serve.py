@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,16 +26,30 @@ def run(*args, **variables):
 
 
 @pytest.fixture
-def started(monkeypatch):
-    """What would be served, by a run that nobody loads."""
+def opened(monkeypatch):
+    """What was to be opened, by `serve` and `moshi`; a run that nobody loads."""
+    import cli.whowhen.moshi
     import cli.whowhen.serve
+
+    asked = []
+    made = SimpleNamespace(live=lambda *latency: latency, run=SimpleNamespace(path=ROOT / "r"), warnings=("toys",))
+    for command in (cli.whowhen.serve, cli.whowhen.moshi):
+        monkeypatch.setattr(command, "opened", lambda *options: asked.append(options) or made)
+    return asked
+
+
+@pytest.fixture
+def started(opened, monkeypatch):
+    """What would be served."""
     import diarizer.serve.run
 
     told = []
-    made = SimpleNamespace(live=lambda *latency: latency, run=SimpleNamespace(path=ROOT), warnings=())
-    monkeypatch.setattr(cli.whowhen.serve, "opened", lambda *options: made)
     monkeypatch.setattr(diarizer.serve.run, "serve", lambda *what: told.append(what))
     return told
+
+
+WORDS = ("--run", "r", "--enrol", "Ann=a.wav", "--weights", "mimi=w", "--device", "cuda:1")
+OPENED = (Path("r"), ["mimi=w"], "cuda:1", ["Ann=a.wav"])
 
 
 def test_options_reach_the_server(started, tmp_path):
@@ -56,6 +71,37 @@ def test_options_reach_the_server(started, tmp_path):
     ((hub, address, _, beside),) = started
     assert (address.host, address.port, address.token, beside) == ("localhost", 0, TOKEN, "ws://x:1")
     assert (hub.limits.sessions, hub._make(None), hub._make(5.0)) == (3, (0.32,), (5.0,))
+    assert hub.facts == {"run": "r", "warnings": ["toys"]}
+
+
+def test_what_is_not_said_is_as_the_help_says_and_where_to_open_it_is_told(started, opened, capsys):
+    done = run("serve", *WORDS, "--host", "0.0.0.0", "--tls-cert", "c.pem", "--tls-key", "k.pem", WHOWHEN_TOKEN=TOKEN)
+    assert done.exit_code == 0 and opened == [OPENED]
+    assert run("serve").exit_code == 0 and opened[1] == (None, None, None, None)
+    (hub, there, told, beside), (_, usual, *_) = started
+    assert (there.host, there.certificate, there.key, there.port) == ("0.0.0.0", "c.pem", "k.pem", 8765)
+    assert (usual.host, usual.certificate, usual.key, usual.port, usual.token) == ("localhost", None, None, 8765, None)
+    assert (hub.limits.sessions, hub._make(None), beside) == (8, (), None)
+    told("http://x/")
+    assert capsys.readouterr().out == "open http://x/ (Ctrl-C stops)\n"
+
+
+def test_options_reach_moshi(opened, monkeypatch, capsys, tmp_path):
+    import diarizer.serve.moshi
+
+    asked = []
+    monkeypatch.setattr(diarizer.serve.moshi, "run", lambda *what: asked.append(what))
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    where = ("--port", 0, "--host", "127.0.0.1", "--token-file", tmp_path / "token")
+    done = run("moshi", *WORDS, *where, "--latency", 0.48, "--", "--host", "localhost", "--port", "8998")
+    assert done.exit_code == 0 and run("moshi").exit_code == 0
+    assert opened == [OPENED, (None, None, None, None)]
+    (made, arguments, address, told, latency_s), (_, nothing, usual, _, none) = asked
+    assert made.run.path.name == "r" and arguments == ["--host", "localhost", "--port", "8998"]
+    assert (address.host, address.port, address.token, latency_s) == ("127.0.0.1", 0, TOKEN, 0.48)
+    assert (nothing, usual.host, usual.port, none) == ([], "localhost", 8765, None)
+    told("http://x/")
+    assert capsys.readouterr().out == "who speaks: http://x/\n"
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,10 @@ def isolate(*args: object):
 @pytest.mark.parametrize("seconds", [1.0, PIECE_S, PIECE_S + 0.1, 3 * (PIECE_S - OVERLAP_S), 13.37])
 def test_pieces_join_to_what_went_in(tse_run: Path, seconds: float) -> None:
     wave = (0.1 * np.random.default_rng(0).standard_normal(round(seconds * 16000))).astype(np.float32)
-    pieces = list(make_isolator(tse_run).pieces(Sound.of_samples(wave, 16000), np.zeros(1, np.float32)))
+    told: list[float] = []
+    pieces = list(make_isolator(tse_run).pieces(Sound.of_samples(wave, 16000), np.zeros(1, np.float32), told.append))
+    steps = np.arange(1, len(pieces)) * (PIECE_S - OVERLAP_S)
+    assert told == pytest.approx([*steps, seconds], abs=1e-4)
     out = np.concatenate(pieces)
     assert out.shape == wave.shape
     np.testing.assert_allclose(out, wave, atol=1e-6)  # as loud as the mixture, and no longer upside down
@@ -145,6 +148,89 @@ def test_the_command(tse_run: Path, tone_run: Path, tmp_path: Path, monkeypatch:
     )
     assert done.exit_code == 0, done.stderr
     assert "ann-out.wav: 30.0 s of Ann\n" in done.stdout
+
+
+def test_options_of_the_command_reach_what_they_are_for(
+    tse_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of the run's own feature go to the isolator, others to the diarizer, which knows enrolled voices too."""
+    monkeypatch.chdir(tmp_path)
+    write_tones(tmp_path / "meeting.wav", voice(1, 4.0))
+    turns, asked = Turns.of([Turn(0.5, 2.0, "Ann"), Turn(2.5, 3.25, "Ann"), Turn(2.0, 2.5, "speaker1")]), []
+
+    class Fake:
+        warnings = ("fake: toys",)
+
+        def __init__(self, run: Run, weights: dict[str, str], device: str) -> None:
+            asked.append((run.path, weights, device))
+
+        def whose(self, sound: Sound, speaker: str, turns: Turns | None, enrolment: Sound | None) -> tuple:
+            asked.append((sound.source, speaker, turns, enrolment and enrolment.source))
+            mine = None if turns is None else [(t.start_s, t.end_s) for t in turns if t.speaker == "Ann"]
+            return np.ones(1, np.float32), mine
+
+        def pieces(self, sound: Sound, voice: np.ndarray, told: object) -> list[np.ndarray]:
+            return [np.full(32000, 0.5, np.float32)] * 2
+
+    def opened(*options: object) -> object:
+        asked.append(options)
+        return lambda audio: asked.append(audio) or turns
+
+    monkeypatch.setattr("diarizer.isolate.Isolator", Fake)
+    monkeypatch.setattr("cli.whowhen.isolate.opened", opened)
+    words = ("meeting.wav", "--speaker", "Ann", "--tse", tse_run, "--enrol", "Ann=a.wav", "--json")
+    moved = ("--weights", "fake=a", "--weights", "mimi=b", "--device", "cuda:1")
+    done = isolate(*words, *moved, "--run", "r", "--out", "o.wav")
+    assert done.exit_code == 0 and done.stderr == "warning: fake: toys\n"
+    assert asked == [
+        (tse_run, {"fake": "a"}, "cuda:1"),
+        (Path("r"), ["mimi=b"], "cuda:1", ["Ann=a.wav"]),
+        Path("meeting.wav"),
+        ("meeting.wav", "Ann", turns, "a.wav"),
+    ]
+    facts = {"speaker": "Ann", "duration_s": 4.0, "run": str(tse_run), "warnings": ["fake: toys"]}
+    assert json.loads(done.stdout) == {"file": "o.wav", "speaking_s": 2.25, **facts}
+    heard = sf.read("o.wav")[0]
+    assert heard[16000] == pytest.approx(0.5, abs=1e-3) and not heard[36000:39000].any()
+    # Everywhere: somebody who is enrolled needs no diarization, somebody else does.
+    asked.clear()
+    done = isolate(*words, "--everywhere")
+    assert asked == [(tse_run, {}, "auto"), ("meeting.wav", "Ann", None, "a.wav")]
+    assert json.loads(done.stdout) == {"file": "meeting-Ann.wav", "speaking_s": None, **facts}
+    asked.clear()
+    done = isolate("meeting.wav", "--speaker", "1", "--tse", tse_run, "--everywhere")
+    assert asked[1:] == [(None, [], None, None), Path("meeting.wav"), ("meeting.wav", "1", turns, None)]
+    assert done.stdout == "meeting-1.wav: 4.0 s of 1\n" and (sf.read("meeting-1.wav")[0] > 0.49).all()
+    done = isolate("meeting.wav", "--speaker", "1", "--tse", tse_run)
+    assert done.stdout == "meeting-1.wav: 4.0 s of 1, silent where that voice does not speak\n"
+
+
+def test_whose_voice_it_is(tse_run: Path) -> None:
+    """By an enrolment, or by where somebody speaks alone; a number is who speaks first, second, …"""
+    made = make_isolator(tse_run)
+    waves = {"a": voice(1, 6.0), "b": voice(3, 6.0)}
+    sound = Sound.of_samples(np.concatenate([waves["a"], waves["b"]]), RATE_HZ)
+    turns = Turns.of([Turn(0.5, 5.5, "speaker1"), Turn(6.5, 11.5, "speaker2"), Turn(6.5, 7.5, "Ann")])
+
+    def direction(wave: np.ndarray) -> np.ndarray:
+        out = FakeExtractor().extract([wave])[0].mean(0) - made.network.centre.numpy()
+        return out / np.linalg.norm(out)
+
+    first, second = waves["a"][RATE_HZ // 2 : 11 * RATE_HZ // 2], waves["b"][3 * RATE_HZ // 2 : 11 * RATE_HZ // 2]
+    for speaker, wave, spans in (("1", first, [(0.5, 5.5)]), ("speaker2", second, [(6.5, 11.5)])):
+        found, where = made.whose(sound, speaker, turns, None)
+        np.testing.assert_allclose(found, direction(wave), atol=1e-5)
+        assert where == spans
+    other = Sound.of_samples(waves["b"], RATE_HZ)
+    for speaker, given, spans in (("1", turns, [(0.5, 5.5)]), ("Ann", None, None)):
+        found, where = made.whose(sound, speaker, given, other)
+        np.testing.assert_allclose(found, direction(waves["b"]), atol=1e-5)
+        assert where == spans
+    with pytest.raises(ValueError, match="--speaker Ann: expected 1 s .* found 0.0 s; give a recording of that person"):
+        made.whose(sound, "Ann", turns, None)
+    # Of a long enrolment half a minute is enough.
+    long = np.concatenate([voice(1, 30.0), voice(3, 30.0)])
+    np.testing.assert_allclose(made.voice(Sound.of_samples(long, RATE_HZ)), direction(long[: 30 * RATE_HZ]), atol=1e-5)
 
 
 def test_what_is_wrong_is_one_line(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,10 +17,11 @@ from typer.testing import CliRunner
 
 import diarizer.live.certificate
 from cli.whowhen import app
+from cli.whowhen.live import _View
 from diarizer import load
-from diarizer.live import Live
+from diarizer.live import Live, LiveTurn, Update
 from diarizer.live.certificate import certify, go_on
-from diarizer.live.sources import Microphone, of_stdin
+from diarizer.live.sources import Microphone, of_file, of_stdin
 from evaluation.rttm import read_rttm
 from tests.tones import RATE_HZ, write
 
@@ -26,6 +30,145 @@ pytestmark = pytest.mark.usefixtures("knows_fakes")
 
 def live(*words, stdin: bytes | None = None):
     return CliRunner().invoke(app, ["live", *map(str, words)], input=stdin)
+
+
+class Told:
+    """In place of a run and its engine: what it is asked for; after a second, Ann is over and Bob speaks."""
+
+    algorithmic_latency_s, warnings = 0.32, ()
+
+    def __init__(self) -> None:
+        self.asked: list = []
+        self.heard: list = []
+
+    def opened(self, *options: object) -> Told:
+        self.asked.append(options)
+        return self
+
+    def live(self, latency_s: float) -> Told:
+        self.asked.append(latency_s)
+        self.heard.clear()
+        return self
+
+    def push(self, samples: np.ndarray, rate_hz: int) -> list[Update]:
+        before = sum(self.heard)
+        self.heard.append(len(samples) / rate_hz)
+        new = before < 1 <= sum(self.heard) + 1e-9
+        return [Update(0, 1.0, (LiveTurn(0.25, 0.5, "Ann", 0.9),), (LiveTurn(0.75, 1.0, "Bob", 0.5),))] if new else []
+
+    def finalize(self) -> list[Update]:
+        return [Update(1, 12.5, (LiveTurn(0.75, 12.5, "Bob", 0.5),), ())]
+
+
+@pytest.fixture
+def engine(monkeypatch, tmp_path) -> Told:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "x.wav", np.zeros(12_000, np.float32))  # 1.5 s
+    made = Told()
+    monkeypatch.setattr("cli.whowhen.live.opened", made.opened)
+    return made
+
+
+def test_options_reach_the_engine_and_turns_are_told_a_line_each(engine, monkeypatch):
+    slept: list[float] = []
+    monkeypatch.setattr("diarizer.live.sources.time", SimpleNamespace(monotonic=lambda: 7.0, sleep=slept.append))
+    words = ("--run", "r", "--weights", "a=b", "--device", "cuda:1", "--enrol", "Ann=a.wav", "--latency", 0.5)
+    ended = live("x.wav", *words, "--fast")
+    assert engine.asked == [(Path("r"), ["a=b"], "cuda:1", ["Ann=a.wav"]), 0.5]
+    assert ended.exit_code == 0 and ended.stdout == "    0.25     0.50  Ann\n    0.75    12.50  Bob\n"
+    assert slept == [] and ended.stderr == ""
+    ended = live("x.wav", "--out", "told", "--json")
+    assert engine.asked[2:] == [(None, None, None, None), 1.04]
+    told = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [(len(t["final"]), len(t["partial"]), t["time_s"]) for t in told] == [(1, 1, 1.0), (1, 0, 12.5)]
+    assert slept == pytest.approx([0.04 * k for k in range(1, 38)] + [1.5])  # at its own speed, block by block
+    assert ended.stderr == "1.5 s heard; told/x.rttm, told/x.jsonl\n"
+    assert Path("told/x.rttm").read_text().splitlines()[1] == "SPEAKER x 1 0.750 11.750 <NA> <NA> Bob <NA> <NA>"
+
+
+def test_sound_of_a_microphone_or_a_pipe_is_named_by_its_time(engine, monkeypatch):
+    asked = []
+
+    class Lossy:
+        lost_s = 1.25
+
+        def __init__(self, device: str | None) -> None:
+            asked.append(device)
+
+        def __iter__(self):
+            yield np.zeros((8000, 1), np.float32), 4000
+
+    monkeypatch.setattr("diarizer.live.sources.Microphone", Lossy)
+    ended = live("--microphone", "USB", "--out", "told")
+    assert (ended.exit_code, asked) == (0, ["USB"])
+    lost, written = ended.stderr.splitlines()
+    assert lost == "WARNING 1.2 s of sound were lost: this machine is slower than speech"
+    assert re.fullmatch(r"2\.0 s heard; told/(live-\d{8}-\d{6})\.rttm, told/\1\.jsonl", written)
+    ended = live("-", "--rate", 4000, "--out", "told", stdin=bytes(4000))
+    assert re.fullmatch(r"0\.5 s heard; told/(stdin-\d{8}-\d{6})\.rttm, told/\1\.jsonl\n", ended.stderr)
+
+
+def test_stopped_from_outside_it_closes_what_is_open(engine, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stopped(path, fast):
+        yield np.zeros(8000, np.float32), 8000
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("diarizer.live.sources.of_file", stopped)
+    try:
+        ended = live("x.wav")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.exit_code == 0 and ended.stdout.splitlines()[-1] == "    0.75    12.50  Bob"
+
+
+def test_a_terminal_shows_what_is_open_and_how_far_behind_it_is(engine, monkeypatch, capsys):
+    class Screen:
+        def __init__(self, **settings: object) -> None:
+            self.calls: list = []
+            self.console = SimpleNamespace(print=lambda text, **_: self.calls.append(text))
+
+        def start(self) -> None:
+            self.calls.append("start")
+
+        def stop(self) -> None:
+            self.calls.append("stop")
+
+        def update(self, picture) -> None:
+            self.calls.append(picture.plain)
+
+    now = iter((100.0, 115.0))
+    monkeypatch.setattr("rich.live.Live", Screen)
+    monkeypatch.setattr("cli.whowhen.live.time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    with _View(engine, as_json=False) as view:
+        calls = view._screen.calls
+        view.take(engine.push(np.zeros(12), 12), 12.5)
+        view.take([], 13.0)
+    turn, picture = "    0.25     0.50  Ann", "    12.5 s heard, latency 0.32 s, 2.5 s behind\n    0.75        …  Bob\n"
+    assert calls == ["start", turn, picture, "stop"] and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_certificate_says_what_holds(engine, monkeypatch, holds):
+    asked = []
+    found = {"heard_s": 60.0, "updates": 7, "sizes": True, "process": holds, "frames": {"mimi": 2e-5}, "tap": {"mimi": 3e-2}}  # fmt: skip
+    found["holds"] = holds
+    monkeypatch.setattr("diarizer.live.certificate.certify", lambda *words: asked.append(words) or found)
+    ended = live("--certify", "x.wav", "--latency", 0.32)
+    assert ended.exit_code == (0 if holds else 1) and asked == [(engine, Path("x.wav"), 0.32)]
+    assert ended.stdout.splitlines() == [
+        "x.wav: 60 s, 7 updates",
+        "pushes of 1 to 200,000 samples: the same, byte for byte",
+        f"saved, and gone on in another process: {'the same' if holds else 'DIFFERENT'}, byte for byte",
+        "mimi: frames of the stream are the recording's but for 2.0e-05 of their deviation (at most 0.001)",
+        "mimi as a running Moshi streams it, where a tap hears it: 3.0e-02",
+        "holds" if holds else "DOES NOT HOLD",
+    ]
+    ended = live("--certify", "x.wav", "--json")
+    assert json.loads(ended.stdout) == found and ended.exit_code == (0 if holds else 1)
+    assert asked[1][2] == 1.04
 
 
 def test_a_file_leaves_rttm_and_json_a_line_a_turn(tone_run, wave, tmp_path):
@@ -76,9 +219,12 @@ def test_ctrl_c_closes_what_is_open(tone_run, wave, tmp_path, monkeypatch):
 
 
 def test_a_microphone_is_heard_as_it_comes(monkeypatch):
+    asked = []
+
     class Stream:
         def __init__(self, callback, blocksize, **settings):
             self._callback, self._blocksize = callback, blocksize
+            asked.append((settings["device"], settings["samplerate"], settings["channels"], settings["dtype"]))
 
         def __enter__(self):
             for k in range(1000):  # 40 s at once: more than is kept
@@ -87,19 +233,47 @@ def test_a_microphone_is_heard_as_it_comes(monkeypatch):
         def __exit__(self, *error):
             pass
 
-    fake = SimpleNamespace(
-        InputStream=Stream, PortAudioError=RuntimeError, query_devices=lambda *_: {"default_samplerate": 16000.0}
-    )
+    def query(device, kind):
+        if device == "none":
+            raise RuntimeError("no such device")
+        asked.append((device, kind))
+        return {"default_samplerate": 16000.0}
+
+    fake = SimpleNamespace(InputStream=Stream, PortAudioError=RuntimeError, query_devices=query)
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
     heard = Microphone("3")
-    samples, rate_hz = next(iter(heard))
+    sounding = iter(heard)
+    samples, rate_hz = next(sounding)
     assert samples.shape == (640, 1) and rate_hz == 16000 and heard.lost_s == pytest.approx(10.0)
+    assert [float(s[0, 0]) for s, _ in (next(sounding), next(sounding))] == pytest.approx([0.001, 0.002])
+    assert asked == [(3, "input"), (3, 16000, 1, "float32")]  # a number is one, a name is a name
+    Microphone("USB"), Microphone(None)
+    assert [device for device, kind in (asked[2], asked[4])] == ["USB", None]
+    with pytest.raises(ValueError, match="no microphone none: no such device; python -m sounddevice lists devices"):
+        Microphone("none")
 
 
 def test_without_a_microphone_it_says_what_to_install(tone_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     ended = live("--run", tone_run)
     assert ended.exit_code == 2 and "pip install -e '.[live]'" in ended.stderr
+
+
+def test_samples_come_as_they_are_in_the_file_and_in_the_pipe(tmp_path):
+    """Three channels of 24 bits in a WAVE_FORMAT_EXTENSIBLE header, 32 bits, floats of 64: exactly."""
+    wave = np.round(np.random.default_rng(0).uniform(-0.9, 0.9, (1000, 3)) * 2**23) / 2**23
+    for kind in ("PCM_24", "PCM_32", "FLOAT", "DOUBLE"):
+        for form in ("WAV", "WAVEX"):
+            sound = io.BytesIO()
+            sf.write(sound, wave, 12_345, kind, format=form)
+            pieces, rates = zip(*of_stdin(io.BytesIO(sound.getvalue()), None), strict=True)
+            found = np.concatenate(pieces)
+            full = 1.0 if found.dtype.kind == "f" else 2.0**31
+            np.testing.assert_array_equal(found / full, np.float32(wave) if kind == "FLOAT" else wave)
+            assert set(rates) == {12_345}
+            (tmp_path / "x.wav").write_bytes(sound.getvalue())
+            heard = np.concatenate([block for block, _ in of_file(tmp_path / "x.wav", True)])
+            np.testing.assert_array_equal(heard, np.float32(wave))
 
 
 def test_a_pipe_may_end_anywhere():
