@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile as sf
 
-from cli.progress import Left, clock, one_line
+from cli.progress import Left, bar, clock, one_line
 from featstore import MIMI_GRID, FeatureSpec, Utterance, writer
 from featstore.jobs.extract import extract
 from featstore.remote import client, transfer
@@ -101,6 +103,33 @@ def test_a_log_file_gets_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         for now in (0.0, 10.0, 20.0, 30.0, 40.0):
             shown.update(now, 40)
     assert capsys.readouterr().err == "work: 50% 0:20 left\nwork: 100% 0:00 left\n"
+    now = 0.0
+    with progress.bar("work") as shown:
+        for now in (0.0, 10.0, 20.0):
+            shown.update(now, 4000, "8 × real time")
+        shown.line("seed 1 [of 2]")
+        for now, of in ((35.0, 10), (50.0, 0)):  # more than there was to do, and nothing
+            shown.update(now, of)
+    assert capsys.readouterr() == ("", "work: 0% 8 × real time, 1:06:20 left\nseed 1 [of 2]\nwork: 100% 0:00 left\nwork: 100% 0:00 left\n")  # fmt: skip
+
+
+def test_times_left_by_hand() -> None:
+    assert [clock(s) for s in (0, 59.4, 59.6, 61, 3599.6, 3725, math.inf)] == [
+        *("0:00", "0:59", "1:00", "1:01", "1:00:00", "1:02:05", "?")
+    ]
+
+
+def test_of_several_processes_the_first_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    screen = SimpleNamespace(start=lambda: started.append("start"), stop=lambda: started.append("stop"))
+    monkeypatch.setattr("rich.live.Live", lambda *_, **__: screen)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    for rank, expected in ((None, ["start", "stop"]), ("0", ["start", "stop"]), ("1", [])):
+        monkeypatch.setenv("RANK", rank) if rank else monkeypatch.delenv("RANK", raising=False)
+        started.clear()
+        with bar("work"):
+            pass
+        assert started == expected
 
 
 class Telling(FakeExtractor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import json
 import logging
@@ -21,7 +22,7 @@ import featstore
 import featstore.extractors
 from cli import evaluation, trainers, whowhen
 from cli import featstore as cli_featstore
-from cli.errors import message
+from cli.errors import going_on_later, message, starting_over, user_errors
 from featstore import StoreError, Utterance, files
 from featstore.corpora import audio, manifest
 from featstore.exchange import export_hdf5
@@ -108,6 +109,52 @@ def test_a_full_disk_names_the_path_and_the_next_step(
     with pytest.raises(OSError) as found, writer(tmp_path / "s", spec()) as out:
         out.add(utterance("new"), np.ones((2, 8)))
     assert str(tmp_path / "s") in message(found.value) and shown in message(found.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ValueError("a\n  b"), "a b"),
+        (KeyError("no utterance 'x' in s"), "no utterance 'x' in s"),
+        (OSError("the line is dead"), "the line is dead"),
+        (ValueError(), "ValueError"),
+        (OSError(errno.EISDIR, "is one", "d"), "d: is one; a folder, where a file is expected: name the file"),
+        (OSError(errno.EEXIST, "there", "d"), "d: there; a file is in the way of a folder: choose another path"),
+        (OSError(errno.ENOTDIR, "none", "d"), "d: none; a file is in the way of a folder: choose another path"),
+        (OSError(errno.ENFILE, "many", "d"), "d: many; close other programs, or raise the number of open files: ulimit -n 4096"),
+        *(
+            (OSError(n, "no", "d"), "d: no; ask for permission (ls -ld shows who has it), or choose another path")
+            for n in (errno.EACCES, errno.EPERM, errno.EROFS)
+        ),
+        (OSError(errno.ENOENT, "gone", "d"), f"d: gone; check the path, which is seen from {os.getcwd()}"),
+        (OSError(errno.EIO, "broken", "d"), "d: broken"),
+    ],
+)  # fmt: skip
+def test_errors_of_input_are_one_line_with_a_next_step(
+    error: Exception, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended, user_errors():
+        raise error
+    assert (ended.value.code, capsys.readouterr().err) == (2, f"error: {told}\n")
+
+
+def test_faults_show_where_and_ctrl_c_what_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    for fault in (TypeError("ours"), KeyError("key"), RuntimeError("ours")):
+        with pytest.raises(SystemExit) as ended, user_errors():
+            raise fault
+        shown = capsys.readouterr().err
+        assert ended.value.code == 70 and "Traceback" in shown and repr(fault)[:8] in shown and "error:" not in shown
+    with pytest.raises(BrokenPipeError), user_errors():  # `| head` has had enough: nobody reads what we would say
+        raise BrokenPipeError
+    for inner, line in (
+        (None, "nothing was changed; the same command begins anew"),
+        (going_on_later(), "what was finished stays; the same command goes on"),
+        (going_on_later("is in r", "begin again"), "what was finished is in r; begin again"),
+        (starting_over("page"), "this page is not whole and counts for nothing; the same command makes it anew"),
+    ):
+        with pytest.raises(SystemExit) as ended, user_errors(), inner or contextlib.nullcontext():
+            raise KeyboardInterrupt
+        assert (ended.value.code, capsys.readouterr().err) == (130, f"interrupted: {line}\n")
 
 
 def test_no_train_split_lists_those_that_are_there(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 import featstore
 from cli.evaluation import app
 from evaluation.bootstrap import eer_intervals, ratio_intervals
+from evaluation.doctor import Check
 from evaluation.measure import examine, measure_der, measure_eer
 from evaluation.rttm import write_rttm
 from evaluation.turns import Turns
@@ -88,7 +90,11 @@ def test_the_interval_of_a_der_is_of_all_its_errors_over_recordings_and_follows_
 def test_the_table_of_der_shows_the_rates_in_their_columns(sides: list) -> None:
     done = CliRunner().invoke(app, [str(a) for a in (*sides, "--collar", 0.25, "--skip-overlap", "--bootstrap", 9)])
     assert done.exit_code == 0, done.output
-    assert "DER, collar ±0.25 s, overlap left out; 95 % interval of the corpus over 3 recordings" in done.stdout
+    data = run(*sides, "--collar", 0.25, "--skip-overlap", "--bootstrap", 9)[0]["der_interval"]
+    assert data["low"] < data["high"]
+    span = f"{100 * data['low']:.2f} … {100 * data['high']:.2f} %"
+    title = f"DER, collar ±0.25 s, overlap left out; 95 % interval of the corpus over 3 recordings: {span}"
+    assert title in " ".join(done.stdout.split())
     plain = CliRunner().invoke(app, [str(a) for a in sides]).stdout
     assert "DER, collar ±0 s, overlap scored" in plain and "interval" not in plain
     rows = {line.split()[0]: line.split()[1:] for line in plain.splitlines() if line.split()}
@@ -199,10 +205,66 @@ def test_the_table_of_eer_says_what_it_is_of(trials: list) -> None:
     assert found["EER"] == f"{100 * data['eer']:.2f} %"
     assert found["trials, same / different"] == "4 / 24"
     assert found["mean score, same / different"] == f"{data['mean_same']:.4f} / {data['mean_different']:.4f}"
-    assert "95 % interval over 4 speakers" in found
+    interval = eer(trials, "--centre", "--bootstrap", 9)["eer_interval"]
+    assert interval["low"] < interval["high"]
+    assert found["95 % interval over 4 speakers"] == f"{100 * interval['low']:.2f} … {100 * interval['high']:.2f} %"
+    scores, same, *_ = cosines(trials, (2, 1))
+    assert found["score range"] == f"{min(scores):.4f} … {max(scores):.4f}"
+    costs = evaluate_scores(np.float32(scores), same).min_dcf
+    assert len(costs) == 2 and {k: v for k, v in found.items() if "minDCF" in k} == {
+        f"minDCF (p = {prior:g})": f"{cost:.4f}" for prior, cost in costs.items()
+    }
+    assert (data["feature"], data["trials"]) == ("toy", str(path))
 
 
 # ---- the doctor
+
+
+def test_the_table_of_the_doctor_shows_each_check_and_counts_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple] = []
+    checks = [Check("a", "one", "two", "ok"), Check("b", "[x]", "four", "error"), Check("c", "five", "six", "warning")]
+    monkeypatch.setattr(
+        "evaluation.measure.examine", lambda *what, **more: asked.append((what, more)) or (checks, ["n"])
+    )
+    words = ["doctor", "r1", "r2", "--ref", "r.rttm", "--uem", "u", "--store", "s", "--seed", "4"]
+    done = CliRunner().invoke(app, words)
+    more = {"ref": Path("r.rttm"), "uem": Path("u"), "store": Path("s"), "seed": 4}
+    assert asked == [(([Path("r1"), Path("r2")],), more)]
+    assert (done.exit_code, done.stderr) == (1, "warning: n\n")
+    rows = [
+        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
+        for line in done.stdout.splitlines()
+        if line.startswith(("│", "┃"))
+    ]
+    assert rows == [
+        ["check", "found", "expected", ""],
+        ["a", "one", "two", "ok"],
+        ["b", "[x]", "four", "error"],
+        ["c", "five", "six", "warning"],
+    ]
+    assert done.stdout.splitlines()[-1] == "3 checks, 1 failed."
+    told = CliRunner().invoke(app, [*words, "--json"])
+    found = {"ok": False, "checks": [check.to_json() for check in checks], "notes": ["n"]}
+    assert (told.exit_code, told.stderr, json.loads(told.stdout)) == (1, "warning: n\n", found)
+    del checks[1]
+    done = CliRunner().invoke(app, ["doctor"])
+    assert done.exit_code == 0 and done.stdout.splitlines()[-1] == "2 checks, none failed."
+    assert asked[2] == (((),), {"ref": None, "uem": None, "store": None, "seed": 0})
+
+
+def test_the_report_says_in_words_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple] = []
+    facts = {"answer": {"text": "Yes."}, "findings": [{"text": "one"}, {"text": "two"}], "warnings": ["toys", "more"]}
+    monkeypatch.setattr("evaluation.report.report", lambda *what, **more: asked.append((what, more)) or facts)
+    done = CliRunner().invoke(app, ["report", "a", "b", "--out", str(tmp_path / "o")])
+    assert asked == [(([Path("a"), Path("b")], tmp_path / "o"), {"num_resamples": 1000, "seed": 0})]
+    assert done.stdout == f"Yes.\n- one\n- two\nreport: {tmp_path / 'o' / 'report.html'}\n"
+    assert (done.exit_code, done.stderr) == (0, "warning: toys\nwarning: more\n")
+    told = CliRunner().invoke(app, ["report", "a", "--out", "o", "--bootstrap", "7", "--seed", "3", "--json"])
+    assert json.loads(told.stdout) == facts and told.stderr == done.stderr
+    assert asked[1] == (([Path("a")], Path("o")), {"num_resamples": 7, "seed": 3})
 
 
 def test_examine_looks_at_what_it_is_given_and_takes_the_seed(sides: list, tmp_path: Path) -> None:
