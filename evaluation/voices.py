@@ -53,8 +53,9 @@ def extraction_figures(row: Row | RunFacts, num_resamples: int, rng: np.random.G
                 f"{run.files.path}: was measured on other voices than {of_seeds[0].files.path}, of another seed"
             )
     shared = [name for name in first if " " in name and all(name in table for table in tables)]
+    facts = {name: values for name, values in first.items() if " " not in name}
     means = {name: np.mean([table[name] for table in tables], axis=0) for name in shared}
-    told = figures({**first, **means}, num_resamples, int(rng.integers(1 << 31)))
+    told = figures({**facts, **means}, num_resamples, int(rng.integers(1 << 31)))
     swaps: dict[str, dict[str, int]] = {}
     for run in of_seeds:
         for system, sums in run.result["swaps"].items():

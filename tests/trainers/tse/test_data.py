@@ -206,6 +206,19 @@ def test_a_speaker_in_two_splits_is_refused(tmp_path: Path, pair: tuple[str, str
         load_data(config(), build(tmp_path, **speakers))
 
 
+def test_nobody_is_enrolled_by_the_mixture_itself_nor_by_what_was_kept_for_another_split(tmp_path: Path) -> None:
+    store = build(tmp_path, train="ann", dev="bob", test="cyd")
+    with featstore.writer(tmp_path, store.features["titanet"]) as out:
+        for id, recording, split in (
+            ("m-test/v", "m-test", "test"),
+            ("spare", "spare", "kept"),
+            ("own", "own", "test"),
+        ):
+            out.add(Utterance(id, "x.wav", 0.0, 1.0, recording, "cyd", split), np.ones((3, SIZE)))
+    (mixture,) = load_data(config(), featstore.open(tmp_path)).splits["test"]
+    assert [(v.track.id, v.others) for v in mixture.voices] == [(f"m-test/{n}", ("own", "own/z")) for n in "vw"]
+
+
 def test_what_cannot_be_asked_for_is_said(tmp_path: Path) -> None:
     store = build(tmp_path, train="ann", dev="bob", test="cyd")
     with pytest.raises(ConfigError, match="least_voices=2: no training mixture has as many voices"):
