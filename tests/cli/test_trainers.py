@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import featstore
-from cli.trainers import _show, app
+from cli.trainers import _show, _show_spread, app
 from evaluation.sets import SYSTEMS
 from tests.sessions import make_store
 from trainers import kinds
@@ -193,3 +193,31 @@ def test_what_is_shown_of_who_spoke_when(capsys: pytest.CaptureFixture[str]) -> 
         "  input 1.25% of the step time",
     ]
     assert shown(told | {"whole": {"der": None}}, capsys)[4] == "  DER, whole recordings  —"
+
+
+@pytest.mark.parametrize(
+    ("result", "line"),
+    [
+        (
+            {"systems": {"probe": {"eer": 0.25}}, "kind": "probe"},
+            "EER of 1 seeds: mean 25.00%, between 25.00% and 25.00%",
+        ),
+        ({"sets": {}, "names_found": 0.75}, "names not found of 1 seeds: mean 25.00%, between 25.00% and 25.00%"),
+        (
+            {"extraction": {"enrolled": {"si_sdri": -2.5}, "none": {"si_sdri": 1.0}}},
+            "SI-SDRi of 1 seeds: mean -2.5 dB, between -2.5 dB and -2.5 dB",
+        ),
+        ({"extraction": {"none": {"si_sdri": 1.0}}}, "SI-SDRi of 1 seeds: mean 1.0 dB, between 1.0 dB and 1.0 dB"),
+        ({"test": {"der": None}}, "  out/seed0  DER —"),
+    ],
+)
+def test_by_what_seeds_of_each_kind_are_told_apart(
+    result: dict[str, Any], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _show_spread({"seed0": {**TOLD, **result}}, Path("out"))
+    assert capsys.readouterr().out.splitlines()[-1] == line
+
+
+def test_seeds_warn_once_of_what_they_share(capsys: pytest.CaptureFixture[str]) -> None:
+    _show_spread({f"seed{k}": {**TOLD, "warnings": [f"{k}", "all"]} for k in range(3)}, Path("out"))
+    assert capsys.readouterr().err.splitlines() == [f"warning: {text}" for text in ("0", "all", "1", "2")]

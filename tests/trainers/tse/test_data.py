@@ -213,6 +213,7 @@ def test_nobody_is_enrolled_by_the_mixture_itself_nor_by_what_was_kept_for_anoth
             ("m-test/v", "m-test", "test"),
             ("spare", "spare", "kept"),
             ("own", "own", "test"),
+            ("own/z", "own", "test"),
         ):
             out.add(Utterance(id, "x.wav", 0.0, 1.0, recording, "cyd", split), np.ones((3, SIZE)))
     (mixture,) = load_data(config(), featstore.open(tmp_path)).splits["test"]
