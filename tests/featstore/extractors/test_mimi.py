@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from featstore.extractors import ExtractorError, create, mimi, sources, weights
 from featstore.extractors.device import agreement, probe_wave
+from featstore.extractors.mimi_stream import MimiStream
 from featstore.testing import check_extractor, speech_like
 
 
@@ -195,3 +196,59 @@ def test_mimi_long_file_in_bounded_memory(
     monkeypatch.setattr(mimi, "_latent", lambda model, rows: seen.append(rows.size) or latent(model, rows))
     extractor.extract([speech_like(24000, 45.0)])
     assert len(seen) == 5 and max(seen) == mimi.PIECE_FRAMES["cpu"] * mimi.FRAME_SAMPLES
+
+
+def test_a_stream_gives_the_frames_of_the_whole_and_goes_on_from_a_saved_state(
+    attentive_mimi: tuple[mimi.MimiExtractor, torch.nn.Module],
+) -> None:
+    """20.5 s, past the attention's context of 250 steps; steps of three frames, the last of them begun."""
+    extractor, model = attentive_mimi
+    wave = speech_like(24000, 20.5)
+    step = 3 * mimi.FRAME_SAMPLES
+    pieces = [wave[at : at + step] for at in range(0, len(wave), step)]
+    whole = _moshi(model, wave)
+    stream = MimiStream(extractor, 3)
+    frames = [stream.feed(piece) for piece in pieces[:60]]
+    saved = stream.state()
+    kept = {name: value.copy() for name, value in saved.items()}
+    rest = [stream.feed(piece) for piece in pieces[60:]]
+    assert {len(piece) for piece in frames} == {3} and len(rest[-1]) == len(whole) % 3 == 2
+    np.testing.assert_allclose(np.concatenate(frames + rest), whole, atol=1e-3)
+    assert all(np.array_equal(saved[name], kept[name]) for name in kept)  # what was saved does not go along
+    other = MimiStream(extractor, 3)
+    other.feed(pieces[7])
+    for gone_on in (other, stream):  # a new one, and the one that has gone further
+        gone_on.restore(saved)
+        for name, value in gone_on.state().items():
+            np.testing.assert_array_equal(value, saved[name])
+        for piece, expected in zip(pieces[60:], rest, strict=True):
+            np.testing.assert_array_equal(gone_on.feed(piece), expected)
+    stream.reset()
+    fresh = MimiStream(extractor, 3).state()
+    assert all(np.array_equal(value, fresh[name]) for name, value in stream.state().items())
+    for piece, expected in zip(pieces[:20], frames, strict=False):
+        np.testing.assert_array_equal(stream.feed(piece), expected)
+    np.testing.assert_array_equal(
+        extractor.extract([wave[:step]])[0], _moshi(model, wave[:step])
+    )  # its own model is as it was
+    for wrong in (MimiStream(extractor, 2).state(), {**saved, "more": np.zeros(1)}):
+        with pytest.raises(ValueError, match="the state is of another Mimi, or of steps of another length"):
+            stream.restore(wrong)
+    with pytest.raises(AssertionError):
+        stream.feed(wave[: step + 1])
+
+
+def test_a_stream_as_moshi_runs_hears_less_of_the_past(
+    attentive_mimi: tuple[mimi.MimiExtractor, torch.nn.Module],
+) -> None:
+    """In steps of five frames moshi's own ring forgets, of 250, the nine that are overwritten; the widened one does not."""
+    extractor, model = attentive_mimi
+    wave = speech_like(24000, 22.0)
+    whole, size = _moshi(model, wave), 5 * mimi.FRAME_SAMPLES
+    off = []
+    for widened in (True, False):
+        stream = MimiStream(extractor, 5, widened)
+        found = np.concatenate([stream.feed(wave[at : at + size]) for at in range(0, len(wave), size)])
+        off.append([np.abs(found[part] - whole[part]).max() for part in (slice(0, 120), slice(130, None))])
+    (sure, later), (before, after) = off
+    assert max(sure, later, before) < 1e-3 < 5e-3 < after
