@@ -347,6 +347,27 @@ def test_what_was_encoded_and_is_not_there_is_listed(
     assert (result.done, len(result.failures)) == (0, 3)
 
 
+def test_an_actor_decodes_a_batch_while_it_encodes_the_one_before(tmp_path: Path, utterances: list[Utterance]) -> None:
+    """A failure is told once, and so is what was put off; an actor that is stopped takes nothing more."""
+    Path(utterances[0].audio).write_bytes(b"")
+    actor, batches = crew._Actor(), [[u] for u in utterances[:5]]
+    assert actor.open(FakeExtractor, tmp_path / "s", 2) == (FakeExtractor().spec, 15.0)
+    told = [actor.work(batch, {batch[0].id}) for batch in batches[:3]]
+    assert [encoded for encoded, _, _ in told] == [0, 1, 2]
+    assert [[f["id"] for f in result.failures] for _, result, _ in told] == [[], ["u0"], []]
+    actor._pipeline.put_off = {"x"}
+    encoded, result, late = actor.finish()
+    assert (encoded, result.done, result.failures, late) == (3, 2, [], {"x"})
+    assert set(featstore.open(tmp_path / "s").ids) == {"u1", "u2"}
+    actor.work(batches[3], {"u3"})
+    actor.stop()
+    encoded, result, late = actor.work(batches[4], {"u4"})
+    assert (encoded, result.done, late, actor._pipeline.waiting) == (3, 2, set(), 1)
+    assert actor.finish()[0] == 3
+    actor.close()
+    assert set(featstore.open(tmp_path / "s").ids) == {"u1", "u2"}
+
+
 def test_how_long_an_actor_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (crew.CALLS, crew.DEATHS, crew.LOST_IN_A_ROW, crew.STOP_S) == (2, 2, 5, 60.0)
 
