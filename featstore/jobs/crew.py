@@ -43,13 +43,14 @@ class _Actor:
         """Start decoding a batch and encode the one before."""
         if not self._stopped:
             self._pipeline.submit(batch, wanted)
-        return self._encode(leave=1)
+        self._encode(leave=1)
+        return self._answer()
 
     def finish(self) -> Answer:
         """Encode what waits, commit everything."""
         self._encode(leave=0)
         self._pipeline.drain()
-        return self._encode(leave=0)
+        return self._answer()
 
     def stop(self) -> None:
         """Runs beside the others: encode nothing more."""
@@ -59,13 +60,16 @@ class _Actor:
         """Let go of the store: whoever repairs it next need not wait for this process to end."""
         self._pipeline.__exit__(None, None, None)
 
-    def _encode(self, leave: int) -> Answer:
+    def _encode(self, leave: int) -> None:
         try:
             while self._pipeline.waiting > leave and not self._stopped:
                 self._pipeline.step()
         except BaseException as error:  # this process may be lost, what it has encoded is not
             self._pipeline.__exit__(type(error), error, None)
             raise
+
+    def _answer(self) -> Answer:
+        """What is told once: who asks again hears nothing of it."""
         known = self._pipeline.result.failures
         new, self._told = known[self._told :], len(known)
         late, self._pipeline.put_off = self._pipeline.put_off, set()
