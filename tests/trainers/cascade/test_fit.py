@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import featstore
@@ -14,15 +16,20 @@ from cli.evaluation import app as evaluation
 from cli.trainers import app
 from evaluation import runs
 from evaluation.audit import check_run
-from evaluation.diarization import score
+from evaluation.diarization import DiarizationErrors, score
 from evaluation.report import report
 from featstore import MIMI_GRID, Utterance
 from tests.sessions import random_turns, spec
+from trainers.cascade import counting
 from trainers.cascade.cascade import Cascade, Choice
 from trainers.cascade.decoding import Decoding
-from trainers.cascade.fit import fit_cascade
+from trainers.cascade.fit import _notes, fit_cascade
+from trainers.cascade.inputs import counts
+from trainers.cascade.measuring import Truth
 from trainers.config import ConfigError, FitConfig
+from trainers.diarization.sessions import load_sessions
 from trainers.runs import Run, RunError
+from trainers.scale import scale_of
 
 TINY = ("when=codec", "who=voices", "width=16", "steps=80", "batch_size=4", "crop_s=8", "lr=1e-2", "device=cpu")
 TINY += ("clustering=average", "thresholds=0.3,0.5,0.7", "blends=0,25")
@@ -86,6 +93,64 @@ def test_separable_voices_are_told_apart(fitted):
         *(["codec"], ["voices"]),
     )
     assert result == run.read_json("result.json")
+
+
+def test_training_and_its_costs_by_hand(store, tmp_path, monkeypatch):
+    """The head from the seed, crops, dropout and decay as set; history in means of stretches of steps; what it cost."""
+    settings = ("steps=45", "seed=2", "batch_size=3", "crop_s=2", "dropout=0.3", "weight_decay=0.9", "substeps=2")
+    settings += ("at_once=3", "counted=0.5", "thresholds=0.5", "blends=0", "edge_s=0.4", "piece_s=0.8", "lr=0.02")
+    rows, real = [], counting.train
+
+    def timed(*arguments, **named):
+        for row in real(*arguments, **named):
+            rows.append(row | {"seconds": 0.2, "waited_s": 0.05})
+            yield rows[-1]
+
+    monkeypatch.setattr("trainers.cascade.fit.train", timed)
+    run, result = fit(tmp_path / "run", store, *settings)
+    sessions = load_sessions(store, run.config)
+    scale = scale_of(store, ("codec",), [s.id for s in sessions.train])
+    labels = [counts(s, sessions.grid, 2) for s in sessions.train]
+    assert result["counts"] == 4  # none to three at once, though half of all frames have one speaker at most
+    torch.manual_seed(2)
+    head = counting.CountHead(4, 4, width=16, dropout=0.3, substeps=2)
+    expected = list(
+        real(
+            head, labels, lambda k, start, stop: scale(store.frames("codec", sessions.train[k].id, start, stop)),
+            crop_frames=25, batch_size=3, steps=45, lr=0.02, weight_decay=0.9, seed=2, device=torch.device("cpu"),
+        )
+    )  # fmt: skip
+    tensors, facts = run.read_tensors("model.safetensors")
+    for name, value in head.state_dict().items():
+        torch.testing.assert_close(tensors[f"head.{name}"], value, msg=lambda text, n=name: f"{n}: {text}")
+    assert facts["classes"] == 4 and head.blocks[0].mix[2].p == 0.3
+    history = runs.open(run.path).history()
+    assert history["step"] == [*range(2, 45, 2), 45]
+    losses = np.array([row["train_loss"] for row in expected])
+    means = [losses[k : k + 2].mean() for k in range(0, 45, 2)]
+    assert history["train_loss"] == pytest.approx(means) and history["lr"][3] == pytest.approx(expected[7]["lr"])
+    assert (result["steps"], result["step_seconds"], result["input_share"]) == (
+        45,
+        pytest.approx(0.2),
+        pytest.approx(0.25),
+    )
+    assert result["parameters"] == result["trainable_parameters"] == sum(p.numel() for p in head.parameters())
+    # On dev by what was saved, over all of its recordings; the pieces as long as was set.
+    cascade, dev = Cascade.load(run, "cpu"), Truth(sessions.dev, sessions.grid)
+    heard = [cascade.listen(store, session) for session in sessions.dev]
+    assert result["dev"] == dev.total(cascade.diarize(heard)).to_json() != result["test"]
+    assert 9 < np.median(heard[0].pieces.weights) < 13 and result["decoding"]["mapping"] == "optimal"
+
+
+def test_what_cannot_be_measured_is_said(store, tmp_path):
+    with pytest.raises(RunError, match=r"run: the loss is no longer a number by step \d+; lower lr"):
+        fit(tmp_path / "run", store, "lr=1e30", "steps=20")
+    told = _notes(SimpleNamespace(tuned_on="test"), {"a": DiarizationErrors(scored_s=9.0)})
+    assert told == [
+        "decoding was tuned on the data that the figures are of",
+        "nobody speaks in the test sessions: there is no error rate",
+    ]
+    assert _notes(SimpleNamespace(tuned_on="dev"), {"a": DiarizationErrors(total_s=1.0)}) == []
 
 
 def test_neither_part_can_take_the_others_place(store, tmp_path):

@@ -447,3 +447,39 @@ def test_the_middle_of_a_valley_is_chosen(monkeypatch):
     assert [row["der"] for row in tried] == [*by_threshold.values(), *by_blend.values()]
     assert [row["threshold"] for row in tried] == [*by_threshold, *[0.5] * len(by_blend)]
     assert blends == [*[6.0] * len(by_threshold), *by_blend]  # the voices are chosen with the middle blend
+
+
+def test_each_way_to_group_is_tried_with_its_own_thresholds_and_the_settings_weights(monkeypatch):
+    """Complete linkage is best on dev at 0.4; spectral grouping goes over shares of neighbours. The seed is its own."""
+    settings = [
+        "clustering=average,complete,spectral",
+        "thresholds=0.4,0.2",
+        "neighbours=0.3,0.1,0.2",
+        "blends=7",
+        "seed=5",
+    ]
+    config = FitConfig.make("cascade", settings=[*settings, "nearest=1.5", "change=2.5", "at_once=3"])
+    grouped, decoded, asked, told = [], [], [], []
+
+    def group(pieces, clustering, thresholds, seed):
+        grouped.append((clustering, thresholds, seed))
+        return {threshold: (clustering, threshold) for threshold in thresholds}
+
+    ders = iter([0.5, 0.5, 0.4, 0.2, 0.6, 0.6, 0.6, 0.3])
+    monkeypatch.setattr(choosing, "groupings", group)
+    monkeypatch.setattr(choosing, "decode", lambda found, at_once, how: decoded.append((found, at_once, how)))
+    stub = SimpleNamespace(
+        config=config, turns=lambda _: None, evidence=lambda heard, labels: asked.append(labels) or labels,
+        found=lambda heard, choice: (choice.clustering, choice.threshold),
+    )  # fmt: skip
+    measure = lambda _: DiarizationErrors(total_s=1.0, missed_s=next(ders))  # noqa: E731
+    choice, tried = choosing.choose(stub, [SimpleNamespace(pieces=None)], measure, told.append)
+    assert grouped == [("average", (0.2, 0.4), 5), ("complete", (0.2, 0.4), 5), ("spectral", (0.1, 0.2, 0.3), 5)]
+    assert asked == [(c, t) for c, of, _ in grouped for t in of]
+    assert [found for found, _, _ in decoded] == [[each] for each in [*asked, ("complete", 0.4)]]
+    assert {(at_once, how) for _, at_once, how in decoded} == {(3, Decoding(nearest=1.5, blend=7, change=2.5))}
+    assert (choice.clustering, choice.threshold, choice.decoding) == ("complete", 0.4, Decoding(1.5, 7, 2.5))
+    assert [(row["clustering"], row["threshold"], row["blend"]) for row in tried] == [
+        *((c, t, 7) for c, t in asked), ("complete", 0.4, 7)
+    ]  # fmt: skip
+    assert told[3] == "dev: complete 0.4, DER 20.0%"
