@@ -20,10 +20,12 @@ from featstore import Store
 from tests.codes import make_store
 from tests.sessions import spec
 from trainers.config import ConfigError, FitConfig
+from trainers.linear_probe import LinearProbe
 from trainers.proxy import Proxy
 from trainers.proxy.config import ProxyConfig
 from trainers.proxy.data import Crops, Voices, load_data
-from trainers.proxy.fit import _agreement, _notes, _spaces, fit_proxy
+from trainers.proxy.fit import _agreement, _notes, _spaces, _yardsticks, fit_proxy
+from trainers.proxy.forms import corrupted, logits_of
 from trainers.proxy.loop import State, best_loss
 from trainers.runs import Run
 
@@ -178,6 +180,83 @@ def test_what_needs_no_network_is_centred_on_voices_that_are_trained_on(made: tu
     np.testing.assert_allclose(found["raw"], raw, atol=1e-4)
     np.testing.assert_allclose(found["raw_centred"], raw - known.mean(0), atol=1e-4)
     assert np.abs(raw.mean(0) - known.mean(0)).max() > 0.01
+
+
+def test_each_form_of_the_input_by_hand(made: tuple[Store, Path]) -> None:
+    """Codes, logits of so much certainty, the likeliest of them, cooler ones, wrong ones: each drawn anew by the seed."""
+    store, trials = made
+    data, table = load_data(config(trials), store), store.codebooks("mimi-codes").table
+    torch.manual_seed(0)
+    proxy = Proxy(torch.from_numpy(table), 16, 8)
+    found = _spaces(proxy, data, table, 3, torch.device("cpu"))
+    assert not proxy.training
+
+    def by_hand(change: object, **how: object) -> np.ndarray:
+        generator, rows = torch.Generator().manual_seed(3), []
+        for codes in data.test.codes:
+            own = torch.from_numpy(codes.astype(np.int64))[None]
+            with torch.no_grad():
+                rows.append(proxy(own if change is None else change(own, generator), **how)[0].numpy())
+        return np.stack(rows)
+
+    def logits(share: float) -> object:
+        return lambda own, generator: logits_of(own, 16, share, generator)
+
+    def wrong(rate: float) -> object:
+        return lambda own, generator: corrupted(own, 16, rate, generator)
+
+    expected = {
+        "proxy": by_hand(None),
+        "proxy_soft": by_hand(logits(0.5)),
+        "proxy_straight_through": by_hand(logits(0.5), straight_through=True),
+        "proxy_doubtful": by_hand(logits(0.2)),
+        "proxy_sharpened": by_hand(logits(0.2), temperature=0.5),
+        "proxy_corrupted_10": by_hand(wrong(0.1)),
+        "proxy_corrupted_30": by_hand(wrong(0.3)),
+    }
+    for name, vectors in expected.items():
+        np.testing.assert_allclose(found[name], vectors, atol=1e-5, err_msg=name)
+        assert all(np.abs(vectors - other).max() > 1e-4 for key, other in expected.items() if key != name)
+    means = {
+        part: np.stack([sum(book[own[:, k]] for k, book in enumerate(table)).mean(0) for own in voices.codes])
+        for part, voices in (("test", data.test), ("train", data.train))
+    }
+    probe = LinearProbe(random_state=3).fit(means["train"], data.train.speakers)
+    np.testing.assert_allclose(found["probe"], means["test"] @ probe.coef_.T, rtol=1e-3, atol=1e-3)
+
+
+def test_other_features_are_compared_with_where_all_trials_have_them(made: tuple[Store, Path], tmp_path: Path) -> None:
+    store, trials = made
+    data = load_data(config(trials), store)
+    (name,) = _yardsticks(store, data)
+    assert name == "titanet"
+    np.testing.assert_array_equal(_yardsticks(store, data)["titanet"], store.pooled("titanet", data.test.ids))
+    assert _yardsticks(store.select(split="test"), data).keys() == {"titanet"}
+    other = make_store(tmp_path / "store")
+    with featstore.writer(other.path, spec("titanet", 8)) as writer:
+        for id in data.test.ids[1:]:
+            writer.add(other.utterance(id), np.ones((5, 8)))
+    assert _yardsticks(featstore.open(other.path), data) == {}
+
+
+def test_who_is_trained_on_is_written_and_costs_are_of_all_steps(made: tuple[Store, Path], tmp_path: Path) -> None:
+    store, trials = made
+    run = Run.create(
+        tmp_path / "run", config(trials, "losses=margin", "judges=0", "seed=1", "train_fraction=0.7"), store
+    )
+    result = fit_proxy(run, store)
+    data = load_data(run.config, store)
+    tensors, facts = run.read_tensors("model.safetensors")
+    assert facts["classes"] == sorted({*data.train.speakers.tolist(), *data.dev.speakers.tolist()})
+    assert (result["num_utterances"], result["num_speakers"]) == (13, len(set(data.train.speakers.tolist())))
+    assert (result["num_trial_utterances"], result["num_trial_speakers"], result["steps"]) == (12, 4, 12)
+    assert result["step_seconds"] == pytest.approx(result["fit_seconds"] / 12, abs=1e-3)
+    assert all(torch.equal(v, tensors[k]) for k, v in run.read_tensors("candidate-margin.safetensors")[0].items())
+    assert list(result["ascent"]["judges"]) == ["itself", "linear discriminants"] and result["features"] == [
+        "mimi-codes"
+    ]
+    told = {"steps": 3, "lr": 0.2, "sure": 0.9, "heard": 0.6, "strangers": 0.05, "frames": 20, "pairs": 5}
+    assert {key: result["ascent"][key] for key in told} == told
 
 
 def test_a_judge_is_never_the_one_that_is_kept() -> None:
