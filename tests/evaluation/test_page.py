@@ -200,6 +200,230 @@ def test_rows_say_which_weights_when_they_are_not_all_alike() -> None:
     assert text.count("demo weights</span>") == 3 + 2  # of the chart, of the experiments
 
 
+class Tables(HTMLParser):
+    """The texts of each table's rows, cell by cell; head and body alike."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.inside = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self.inside = True
+        elif tag in ("br", "div", "small", "span") and self.inside:
+            self.tables[-1][-1][-1] += " "
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.tables[-1][-1][-1] += data
+
+    def under(self, *columns: str) -> list[list[str]]:
+        """The body of the one table that has these columns, in this order."""
+        read = [[[" ".join(cell.split()) for cell in row] for row in table] for table in self.tables]
+        (found,) = [table for table in read if table[0] == list(columns)]
+        return found[1:]
+
+
+def numbered() -> dict[str, Any]:
+    """A report in which no two figures are alike."""
+    facts = made_up()
+    lines = [
+        {"what": "DER", "value": 0.11, "interval": interval(0.11), "spread": [0.105, 0.125]},
+        {"what": "SI-SDRi", "value": 2.5, "interval": {"low": 1.5, "high": 3.5}, "spread": None, "unit": "dB"},
+        {"what": "JER", "value": None, "interval": None, "spread": None},
+    ]
+    facts["experiments"] = [
+        facts["experiments"][0] | {"sound": cell(0.5) | {"lines": lines}, "reference": cell(0.75) | {"warnings": ["UNTRAINED"]}},
+        facts["experiments"][1] | {"id": "6"}, facts["experiments"][1] | {"id": "4"}, facts["experiments"][1] | {"id": "poc"},
+    ]  # fmt: skip
+    facts["whole"] = [
+        {
+            "label": "a head",
+            "per_window": 0.3,
+            "whole": 0.45,
+            "difference": 0.15,
+            "interval": interval(0.15),
+            "identity": 0.2,
+            "rest": -0.05,
+        }
+    ]
+    facts["voices"][0]["systems"].append(
+        {"name": "mixture", "si_sdr": -1.0, "si_sdri": None, "interval": None, "better": 0.0, "sounds": {}}
+    )
+    facts["learning"][0]["points"][1] |= {"loss": 0.625, "der": 0.35}
+    facts["proxies"] = [{
+        "label": "proxy on codes", "seeds": 2, "steps": 80, "changed": 0.25, "verdict": "partly",
+        "judges": [
+            {"name": "linear", "independent": True, "pairs": 40, "target": 30, "wrong": 4, "random": 2, "own": 0.9, "others": 0.15},
+            {"name": "itself", "independent": False, "pairs": 0, "target": 0, "wrong": 0, "random": 0, "own": 1.0, "others": 0.0},
+        ],
+        "published": [
+            {"name": "proxy", "seen_separation": 0.11, "unseen_separation": 0.22, "all_separation": 0.33, "worst_cosine": 0.44, "eer": 0.125},
+            {"name": "titanet", "seen_separation": 0.5, "unseen_separation": 0.6, "all_separation": 0.7, "worst_cosine": 0.8, "eer": None},
+        ],
+        "agreement": [{"name": "raw cosine", "value": 0.375}],
+    }]  # fmt: skip
+    for run in facts["runs"][:2]:
+        run["result"] = {
+            "trainable_parameters": 1234567, "steps": 89, "best_epoch": 3, "epochs": 7, "step_seconds": 0.125,
+            "input_share": 0.031, "peak_memory_bytes": 456e6, "seconds": 78.0, "device_name": "a device",
+        }  # fmt: skip
+    facts["runs"][1]["result"] |= {"step_seconds": None, "input_share": None, "peak_memory_bytes": 0}
+    del facts["runs"][1]["result"]["best_epoch"]
+    return facts
+
+
+def test_every_figure_stands_in_its_column() -> None:
+    facts = numbered()
+    text = render("report.html.j2", facts | {"pictures": pictures(facts), "players": PLAYERS}).replace("\u00a0", " ")
+    told = Tables(text)
+    experiments = told.under("experiment", "sound protocol", "reference protocol", "published")
+    assert [row[1:3] for row in experiments] == [
+        ["DER 11.0 % [7.0 … 15.0] seeds 10.5 … 12.5 SI-SDRi 2.5 dB [1.5 … 3.5] JER undefined 8 recordings, 8.0 min demo weights",
+         "DER 75.0 % [71.0 … 79.0] JER 75.0 % [71.0 … 79.0] 8 recordings, 8.0 min untrained weights"],
+        ["not run: trainers fit fusion", "not run: trainers fit fusion --protocol reference"],
+        ["not run: trainers fit fusion", "not run"],  # of a cascade there is no reference protocol
+        ["not run: trainers fit fusion", "not run"],
+    ]  # fmt: skip
+    assert [row[0].split()[0] for row in experiments] == ["3", "6", "4", "fusion"] and experiments[0][
+        3
+    ] == "DER 60.93 %"
+    assert told.under(
+        "head", "DER per window", "DER, whole recordings", "difference, points", "of it wrong speaker", "of it the rest"
+    ) == [["a head", "30.0 %", "45.0 %", "+15.0 [11.0 … 19.0]", "+20.0", "−5.0"]]
+    assert told.under("what was asked for", "SI-SDR, median", "SI-SDRi, median", "improved by 1 dB", "ESTOI") == [
+        ["asked for by another utterance", "4.0 dB", "3.0 dB [3.0 … 3.0]", "70.0 %", "0.50"],
+        ["mixture", "−1.0 dB", "undefined", "0.0 %", "–"],
+    ]
+    assert told.under(
+        "system", "run", "EER", "against raw, points", "minDCF .01 / .05", "mean score same / different", "range"
+    ) == [
+        [
+            "linear probe",
+            "seed0 sound",
+            "20.0 % [16.0 … 24.0]",
+            "−10.0 [−14.0 … −6.0]",
+            "0.900 / 0.800",
+            "0.60 / 0.10",
+            "-0.50 … 1.00",
+        ]
+    ]
+    assert told.under(
+        *(
+            "judge",
+            "pairs to change",
+            "accepted after a climb towards the target",
+            "control: a third speaker",
+            "control: nobody",
+        ),
+        "accepts of real speech, the target's / strangers'",
+    ) == [
+        ["linear", "40", "30 (75 %)", "4 (10 %)", "2 (5 %)", "90 % / 15 %"],
+        ["the proxy itself (proves nothing)", "0", "0", "0", "0", "100 % / 0 %"],
+    ]
+    assert "(80 steps)" in " ".join(text.split()).replace("speaker (80", "(80") and "(25 % have changed)" in " ".join(
+        text.split()
+    )
+    assert "proxy on codes, 2 seeds." in text and "but not past the bar that was set beforehand" in text
+    assert told.under(
+        "embeddings", "1 − mean cosine, trained speakers", "strangers", "all", "highest cosine", "EER"
+    ) == [["proxy", "0.11", "0.22", "0.33", "0.44", "12.5 %"], ["titanet", "0.50", "0.60", "0.70", "0.80", "–"]]
+    assert told.under("system", "rank correlation with TitaNet") == [["raw cosine", "0.38"]]
+    assert [row[1:] for row in told.under(
+        "run", "trainable parameters", "steps", "best epoch", "a step", "input's share", "peak memory", "time", "device"
+    )] == [
+        ["1,234,567", "89", "3 of 7", "125 ms", "3.1 %", "456 MB", "78 s", "a device"],
+        ["1,234,567", "89", "–", "–", "–", "–", "78 s", "a device"],
+    ]  # fmt: skip
+    weights = told.under("run", "protocol", "feature", "weights", "weights sha256", "fingerprint")
+    assert weights[0][1:] == ["sound", "mimi: Mimi", "demo", "f" * 16, "0123456789abcdef"] and len(weights) == 3
+    assert "asked for by another utterance: of 9 pairs of voices of one mixture 8 swap" in text
+    assert "8 test recordings, 8 minutes" in text and "SI-SDRi 3.0 dB" in text
+    assert "Checks that failed" in text and "der: found 1, expected 2" in text
+    assert "Made 2026-01-01 00:00 UTC by whowhen 0 from 3 runs." in text
+    flaws = told.under("flaw", "the sound protocol", "what it is worth here")
+    assert flaws == [["1. fixed channels", "mapped", "not measured by these runs"]]
+
+
+def test_bars_lie_where_their_figures_are() -> None:
+    """On an axis up to 80 %: parts end to end, the spread of seeds, the interval, and what knows nothing."""
+    facts = numbered()
+    page = render("report.html.j2", facts | {"pictures": pictures(facts)})
+    chart = page[page.index('<ul class="chart">') : page.index('<ul class="legend"')]
+    (track,) = re.findall(
+        r"<svg role=.img.><title>fusion: DER.*?</svg>\n *</svg>|<svg role=.img.><title>fusion: DER.*?</svg>.*?</svg>",
+        chart,
+        re.S,
+    )
+    rects = [
+        (css, float(x), float(width))
+        for css, x, width in re.findall(r'<rect class="([\w-]+)" x="([\d.]+)%" width="([\d.]+)%"', track)
+    ]
+    assert rects == [
+        ("missed", 0, pytest.approx(20)), ("false-alarm", pytest.approx(20), pytest.approx(10)),
+        ("confusion", pytest.approx(30), pytest.approx(10)), ("spread", pytest.approx(37.5), pytest.approx(6.25)),
+    ]  # fmt: skip
+    ((low, high),) = re.findall(r'<line x1="([\d.]+)%" x2="([\d.]+)%" y1="50%"', track)
+    assert (float(low), float(high)) == (pytest.approx(35), pytest.approx(45))
+    assert re.findall(r'class="trivial" x1="([\d.]+)%"', track) == ["85.00"] and '<svg x="40.00%"' in track
+    assert re.findall(r'text-anchor="middle">(\d+)<', chart) == [str(10 * k) for k in range(9)]
+    assert "3 seeds" in chart and "<small>codec alone</small>" in chart
+
+
+def test_the_page_in_plain_text_has_the_same_figures() -> None:
+    facts = numbered()
+    text = render("report.md.j2", facts)
+    rows = [
+        [cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
+    assert ["fusion", "32.0 % [28.0 … 36.0] (3 seeds: 30.0 … 35.0) ⚠", "per window"] in rows
+    assert ["one speaker throughout (baseline)", "68.0 % [64.0 … 72.0]", "per window"] in rows
+    assert ["the study", "61.0 %", "published; other data"] in rows
+    assert [
+        "3 fusion of mimi and titanet",
+        "DER 11.0 % [7.0 … 15.0]; SI-SDRi 2.5 dB [1.5 … 3.5]; JER undefined (8 recordings, 8.0 min) ⚠",
+        "DER 75.0 % [71.0 … 79.0]; JER 75.0 % [71.0 … 79.0] (8 recordings, 8.0 min) ⚠", "DER 60.93 %",
+    ] in rows  # fmt: skip
+    assert [
+        "a-run",
+        "asked for by another utterance",
+        "4.0 dB",
+        "3.0 dB [3.0 … 3.0]",
+        "70.0 %",
+        "0.50",
+        "–",
+        "–",
+    ] in rows
+    assert ["fusion", "50 %, 0.5 h", "40.0 % [36.0 … 44.0]", "–"] in rows
+    assert ["fusion", "100 %, 1.0 h", "35.0 % [36.0 … 44.0]", "0.625"] in rows
+    assert ["linear", "40", "30", "4", "2", "90 % / 15 %"] in rows
+    assert ["proxy", "0.33", "12.5 %"] in rows and ["titanet", "0.70", "–"] in rows
+    assert [
+        "fusion of a-long-name and another-long-name1 (seed1)",
+        "sound",
+        "mimi: Mimi",
+        "demo",
+        "f" * 16,
+        "0123456789abcdef",
+    ] in rows
+    assert (
+        "- a-run, asked for by another utterance: of 9 pairs of voices of one mixture 8 swap with who is asked for."
+        in text
+    )
+    assert "- DER: Adding TitaNet is 14.0 points better." in text and "- der: found 1, expected 2" in text
+    assert "Made 2026-01-01 00:00 UTC by whowhen 0 from 3 runs." in text and "Partly: DER 32.0 %." in text
+
+
 def luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
