@@ -46,7 +46,7 @@ def der(turns, found: Turns) -> float:
 
 def test_turns_come_while_they_are_spoken(live, wave, turns):
     updates = heard(live, wave)
-    assert der(turns, final(updates)) < 0.12
+    assert der(turns, final(updates)) < 0.08
     assert [update.seq for update in updates] == list(range(len(updates)))
     assert updates[-1].time_s == SECONDS and updates[-1].partial == ()
     for update in updates[:-1]:
@@ -76,7 +76,7 @@ def test_sizes_of_pushes_change_nothing(tone_run, wave, sizes):
 def test_any_rate_and_any_channels(live, turns, rate_hz):
     wave = np.repeat((sound_of(turns, SECONDS, rate_hz=rate_hz)[:, None] * 32767).astype(np.int16), 2, axis=1)
     updates = heard(live, wave, (441, 10_000), rate_hz)
-    assert der(turns, final(updates)) < 0.12
+    assert der(turns, final(updates)) < 0.08
 
 
 def test_another_process_goes_on(tone_run, live, wave, tmp_path):
