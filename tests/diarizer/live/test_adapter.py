@@ -36,10 +36,10 @@ class Tones(nn.Module):
         return torch.where(heard.gather(2, order), 4.0, -4.0)
 
 
-def adapter(latency_s: float = 0.48) -> LiveAdapter:
+def adapter(latency_s: float = 0.48, threshold: float = 0.5, median: int = 1) -> LiveAdapter:
     config = FitConfig.make("adapter", settings=("feature=fake", "crop_s=6", "device=cpu"))
     head = WholeHead(Tones(), config, FrameGrid(0.04, 0.08), {"fake": 8}, torch.device("cpu"))
-    return LiveAdapter(head, Stitching("fake", 0.5, 0.02, 0.5, 1), Timing.of(latency_s, 0.08, 0), slots=8)
+    return LiveAdapter(head, Stitching("fake", 0.5, 0.02, threshold, median), Timing.of(latency_s, 0.08, 0), slots=8)
 
 
 def settled(live: LiveAdapter, frames: np.ndarray) -> dict[int, np.ndarray]:
@@ -73,6 +73,35 @@ def test_one_identity_while_windows_pass(frames, turns):
     scored = score({"x": Turns.of(turns)}, {"x": found}, uem={"x": np.array([[0.0, SECONDS]])}).corpus
     assert scored.der < 0.05 and scored.confusion_s < 0.1 and scored.missed_s < 0.1
     assert len(found.speakers) == 3
+
+
+@pytest.fixture
+def two() -> np.ndarray:
+    """Of 60 frames the first voice has 0-19 and, with the second, 20-24, which goes on to 39; a frame of it alone at 50."""
+    frames = np.zeros((60, 8), np.float32)
+    frames[:25, 0] = frames[20:40, 1] = frames[50, 1] = 2
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds"), [({}, (25, 21)), ({"median": 3}, (25, 20)), ({"threshold": 0.99}, (0, 0))]
+)
+def test_threshold_and_median_are_those_of_the_run(two, settings, seconds):
+    """Channels are active with a probability of 0.982."""
+    found = settled(adapter(**settings), two)
+    assert tuple(found[k].sum() if k in found else 0 for k in (0, 1)) == seconds
+
+
+def test_voices_are_learnt_of_frames_in_which_one_is_heard_and_nothing_lacks(two):
+    live, heard = adapter(), []
+    live.listening = SimpleNamespace(hear=lambda *told: heard.append(told), finish=lambda upto: heard.append(upto))
+    for step in range(3, 58, 3):
+        live.step(lambda names, start, stop: two[start:stop], step, step - 2, False)
+        assert [at for *_, at in heard] == list(range(step - 2))
+    live.step(lambda names, start, stop: two[start:stop], 60, 58, True)
+    assert heard.pop() == 60 and [at for *_, at in heard] == list(range(60))
+    assert [at for _, single, at in heard if single] == [*range(20), *range(25, 40), 50]
+    np.testing.assert_array_equal([vector[:2] for vector, *_ in heard[19:26:6]], [[1, 0], [0, 1]])
 
 
 def test_a_channel_is_the_voice_that_heard_the_shared_seconds_alike():

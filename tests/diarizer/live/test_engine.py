@@ -58,6 +58,13 @@ def test_turns_come_while_they_are_spoken(live, wave, turns):
     assert sorted(starts) == [f"speaker{k + 1}" for k in range(3)]
 
 
+def test_the_last_turn_ends_with_the_sound_and_not_with_its_frame(live):
+    wave = voice(2, 9.0)[: 7 * RATE_HZ + 123]  # somebody speaks from 0.5 s to the end, which is within a frame
+    (update,) = heard(live, wave)[-1:]
+    assert update.time_s == pytest.approx(7 + 123 / RATE_HZ, abs=1e-6) == update.final[-1].end_s
+    assert update.final[-1].start_s == pytest.approx(0.5, abs=0.05)
+
+
 def test_an_update_says_something_new(live, wave):
     updates = heard(live, wave)
     for before, after in pairwise(updates):
