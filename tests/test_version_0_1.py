@@ -64,7 +64,7 @@ def test_its_store_reads_the_same(old: Path) -> None:
     }
     is_as_it_was(store)
     report = verify("store")
-    assert (report.findings, report.parts, report.utterances) == ([], 2, 60)
+    assert (report.findings, report.parts, report.utterances) == ([], 2, 30)
 
 
 def test_its_store_takes_more_and_is_compacted(old: Path) -> None:

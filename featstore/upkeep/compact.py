@@ -43,7 +43,7 @@ def compact(
 
     A merged part is committed before the parts it replaces are removed, so a kill at any moment loses nothing, and the
     same call finishes what it left. Every part is verified before it is merged or dropped for its copies, and so are the
-    copies. Labels put right are in the new parts' own tables, utterances removed are in none: of those, the frames are gone
+    copies; of those that stay as they are, only whether a chunk is missing or cut. Labels put right are in the new parts' own tables, utterances removed are in none: of those, the frames are gone
     then. Readers that have the store open must open it again. Free disk space for one merged part is needed.
 
     Parameters
@@ -59,6 +59,8 @@ def compact(
     metadata.check_version(path)
     with lock.hold(path, alone=True):
         store = Store(path)
+        for name in store.features:
+            _refuse_lacking(path, store.index(name))
         done = Compaction(sum(len(store.index(name).part_names) for name in store.features))
         seen = 0
         for name in store.features:
@@ -92,6 +94,13 @@ def _drop_doubled(store: Path, index: Index) -> int:
             remove_part(store, index.spec.name, index.part_names[p])
             dropped += 1
     return dropped
+
+
+def _refuse_lacking(store: Path, index: Index) -> None:
+    for name, part in zip(index.part_names, index.parts, strict=True):
+        for key in part.lacking():
+            file = store / layout.PartFiles(index.spec.name, name).folder / key
+            raise StoreError(f"{file}: the chunk is missing or cut short; run: featstore verify {store} --repair")
 
 
 def _check(store: Path, index: Index, part: int) -> None:

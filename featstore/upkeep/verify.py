@@ -30,8 +30,10 @@ _OWN_NAME = re.compile(r"\d{8}T\d{6}-[0-9a-f]{8}-\d{5,}(-m[0-9a-f]{8})*")
 class Report:
     """What `verify` saw."""
 
-    #: (utterances, bytes of frames) by (feature, part).
-    read: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    #: Bytes of frames by (feature, part).
+    read: dict[tuple[str, str], int] = field(default_factory=dict)
+    #: Utterances that have frames there, each once, however many features it has.
+    ids: set[str] = field(default_factory=set)
     findings: list[Finding] = field(default_factory=list)
     #: Those of the findings that were repaired.
     repaired: list[Finding] = field(default_factory=list)
@@ -44,11 +46,11 @@ class Report:
 
     @property
     def utterances(self) -> int:
-        return sum(utterances for utterances, _ in self.read.values())
+        return len(self.ids)
 
     @property
     def bytes(self) -> int:
-        return sum(size for _, size in self.read.values())
+        return sum(self.read.values())
 
     @property
     def damaged(self) -> list[Finding]:
@@ -208,8 +210,9 @@ def _examine(store: Path, feature: str, part: str, known: _Known, report: Report
     checked = check_part(store, feature, part, known.spec)
     found = list(checked.findings)
     if checked.ids or not found:
-        report.read[feature, part] = len(checked.ids), checked.num_bytes
+        report.read[feature, part] = checked.num_bytes
     ids, seen = known.ids(part, checked.ids), known.seen
+    report.ids.update(ids)
     if ids and known.sure and not any(f.part for f in found):
         others = {seen.setdefault(id, part) for id in ids} - {part}
         tables = (layout.PartFiles(feature, other).index for other in others)
