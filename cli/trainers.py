@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from cli.errors import going_on_later, user_errors, warn
-from cli.options import CONTEXT, VersionOption
+from cli.options import VersionOption, new_app
 from trainers import kinds, presets
 
-app = typer.Typer(no_args_is_help=True, context_settings=CONTEXT, add_completion=False, pretty_exceptions_enable=False)
+app = new_app()
 
 
 Kind = StrEnum("Kind", kinds.NAMES)  # type: ignore[misc]  # mypy cannot see the names of a table

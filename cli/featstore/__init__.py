@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import typer
-
 from cli.featstore import copies, extract, labels, simulate, stores
-from cli.options import CONTEXT, VersionOption
+from cli.options import VersionOption, new_app
 
-app = typer.Typer(
-    no_args_is_help=True, context_settings=CONTEXT, rich_markup_mode="rich", pretty_exceptions_enable=False
-)
+app = new_app()
 
 
 @app.callback()

@@ -54,6 +54,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeExtractor:
     return extractor
 
 
+def test_all_commands_are_set_up_by_one_function() -> None:
+    by_hand = [
+        p.name
+        for p in sorted(Path(cli_featstore.__file__).parents[1].rglob("*.py"))
+        if "typer.Typer(" in p.read_text("utf-8")
+    ]
+    assert by_hand == ["options.py"]
+
+
 def test_audio_in_place_of_a_manifest(tmp_path: Path, fake: FakeExtractor) -> None:
     for name in ("meeting.wav", "in/a.flac", "in/deep/b.WAV", "in/notes.txt", "in/.c.wav"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
