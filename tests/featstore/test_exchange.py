@@ -148,3 +148,75 @@ def test_a_damaged_store_is_not_exported(tmp_path: Path, exported: Path) -> None
     chunk.write_bytes(data)
     export_hdf5(tmp_path / "s", tmp_path / "t.h5", progress=lambda done, of: told.append((done, of)))
     assert told[-10:] == [(n, 10) for n in range(1, 11)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("doubled id", "feature 'mimi': id and num_frames do not fit each other"),
+        ("one id less", "feature 'mimi': id and num_frames do not fit each other"),
+        ("unknown id", "feature 'mimi': 'nobody' is no utterance of this file"),
+        ("negative", "feature 'mimi': num_frames do not add up to"),
+        ("one frame less", "feature 'mimi': num_frames do not add up to"),
+        ("chunked", "feature 'mimi': frames are not stored whole"),
+        ("dataset for a group", "expected 'mimi' to be a Group"),
+        ("group for a dataset", "expected 'num_frames' to be a Dataset"),
+        ("texts of one length", "expected 'id' to be a stored list of texts"),
+        ("a table of texts", "expected 'id' to be a stored list of texts"),
+        ("no turns", "not as `featstore export` writes it"),
+        ("no features", "not as `featstore export` writes it"),
+        ("another dim", r"feature 'mimi': expected \(frames, 8\) float16, found"),
+    ],
+)
+def test_what_an_export_never_holds(tmp_path: Path, exported: Path, damage: str, words: str) -> None:
+    with h5py.File(exported, "r+") as file:
+        group = file["features/mimi"]
+        ids, num, frames = list(group["id"].asstr()[:]), group["num_frames"][:], group["frames"][:]
+
+        def put(name: str, data: object, **more: object) -> None:
+            del group[name]
+            group.create_dataset(name, data=data, **more)
+
+        texts = {"dtype": h5py.string_dtype()}
+        if damage == "doubled id":
+            put("id", [ids[1], *ids[1:]], **texts)
+        elif damage == "one id less":
+            put("id", ids[:-1], **texts)
+        elif damage == "unknown id":
+            put("id", ["nobody", *ids[1:]], **texts)
+        elif damage == "negative":
+            put("num_frames", [-1, num[0] + num[1] + 1, *num[2:]])
+        elif damage == "one frame less":
+            put("num_frames", [num[0] - 1, *num[1:]])
+        elif damage == "chunked":
+            put("frames", frames, chunks=(4, 8), compression="gzip")
+        elif damage == "dataset for a group":
+            del file["features/mimi"]
+            file["features/mimi"] = [1]
+        elif damage == "group for a dataset":
+            del group["num_frames"]
+            group.create_group("num_frames")
+        elif damage == "texts of one length":
+            put("id", np.array(ids, "S4"))
+        elif damage == "a table of texts":
+            put("id", np.array([ids], object), **texts)
+        elif damage == "no turns":
+            rows = [json.loads(row) for row in file["utterances"].asstr()[:]]
+            del file["utterances"]
+            rows = [json.dumps({k: v for k, v in row.items() if k != "turns"}) for row in rows]
+            file.create_dataset("utterances", data=rows, **texts)
+        elif damage == "no features":
+            del file["features"]
+        else:
+            put("frames", frames[:, :7])
+    with pytest.raises(featstore.StoreError, match=words):
+        import_hdf5(exported, tmp_path / "t")
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_store_without_anything_goes_there_and_back(tmp_path: Path) -> None:
+    fill(tmp_path / "s", count=0)
+    export_hdf5(tmp_path / "s", tmp_path / "s.h5")
+    assert import_hdf5(tmp_path / "s.h5", tmp_path / "t") == 0
+    back = featstore.open(tmp_path / "t")
+    assert (back.ids, back.features) == ([], {"mimi": spec()})

@@ -255,6 +255,12 @@ def test_one_id_may_begin_as_another_one_with_a_slash(tmp_path: Path) -> None:
     export_lhotse(featstore.open(tmp_path / "s"), tmp_path / "cuts")
     found = CutSet.from_file(tmp_path / "cuts" / "cuts.jsonl.gz").to_eager()
     assert [found[id].load_features()[0, 0] for id in ("a", "a/b", "a/b/c", "a%2Fb")] == [0, 1, 2, 3]
+    with featstore.writer(tmp_path / "s", spec("titanet", 2)) as out:
+        out.add(Utterance("a/b", "x.wav", 0.0, 0.8, "a/b"), np.ones((10, 2)))
+    store = featstore.open(tmp_path / "s")
+    assert [cut.id for cut in to_lhotse(store, "titanet")] == ["a/b"]  # those that have it
+    assert [cut.id for cut in to_lhotse(store.select(id=["a", "a%2Fb"]), "mimi")] == ["a", "a%2Fb"]
+    assert to_lhotse(store, "mimi")["a"].supervisions == []  # nobody is known to speak
 
 
 def test_a_toolkit_that_is_not_installed_says_how(store: featstore.Store, monkeypatch: pytest.MonkeyPatch) -> None:

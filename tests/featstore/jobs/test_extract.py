@@ -27,7 +27,7 @@ from cli.errors import user_errors
 from cli.featstore import app
 from featstore import StoreError, Turn, Utterance, extractors
 from featstore.corpora import audio
-from featstore.jobs.batches import plan, share
+from featstore.jobs.batches import WINDOW, plan, share, unfinished, usual_batch_s
 from featstore.jobs.extract import extract
 from featstore.jobs.pipeline import Pipeline
 from featstore.jobs.result import Result
@@ -476,3 +476,119 @@ def test_how_fast_and_how_busy_by_hand() -> None:
     told = done.to_json()
     assert (told["times_real_time"], told["busy"]) == (4.0, {"decode": 0.5, "encode": 0.75})
     assert Result("x").to_json()["times_real_time"] is None and Result("x").busy == {}
+
+
+def test_how_much_audio_a_batch_has_where_nobody_says() -> None:
+    """What the encoder asks for; else what suits its device, whatever its number; a CPU's where nobody knows the device."""
+    found = {
+        device: usual_batch_s(SimpleNamespace(device=device)) for device in ("cpu", "cuda:1", "cuda", "mps", "tpu:0")
+    }
+    assert found == {"cpu": 15.0, "cuda:1": 960.0, "cuda": 960.0, "mps": 240.0, "tpu:0": 15.0}
+    assert usual_batch_s(SimpleNamespace()) == 15.0 == usual_batch_s(SimpleNamespace(device="cpu", batch_s=None))
+    assert usual_batch_s(SimpleNamespace(device="cuda", batch_s=180.0)) == 180.0
+
+
+def test_the_usual_batches_are_the_encoders(tmp_path: Path) -> None:
+    utterances, one, asks = corpus(tmp_path), FakeExtractor(), FakeExtractor()
+    asks.batch_s = 5.0
+    extract(utterances, one, tmp_path / "one")
+    extract(utterances, asks, tmp_path / "asks")
+    for fake, batch_s in ((one, 15.0), (asks, 5.0)):
+        assert [len(batch) for batch in fake.batches] == [len(batch) for batch in plan(utterances, batch_s)]
+
+
+def test_batches_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of three, each by length and id; a batch's padding counts: its longest times its number."""
+    seconds = {"a": 3.0, "b": 1.0, "c": 2.0, "e": 5.0, "d": 5.0, "f": 1.0, "g": 9.0}
+    utterances = [Utterance(id, "a.wav", 0.0, s, "r") for id, s in seconds.items()]
+
+    def ids(batch_s: float) -> list[str]:
+        return ["".join(u.id for u in batch) for batch in plan(utterances, batch_s)]
+
+    assert WINDOW == 512
+    monkeypatch.setattr("featstore.jobs.batches.WINDOW", 3)
+    assert ids(4.0) == ["bc", "a", "f", "d", "e", "g"]  # 2 × 2.0 fits exactly
+    assert ids(3.9) == ["b", "c", "a", "f", "d", "e", "g"]
+    assert (
+        ids(9.0) == ["bca", "f", "d", "e", "g"]
+        and ids(10.0) == ["bca", "fd", "e", "g"]
+        and ids(100.0) == ["bca", "fde", "g"]
+    )
+    assert plan([], 4.0) == []
+
+
+def test_what_is_asked_and_there_by_hand(tmp_path: Path) -> None:
+    """Of a share: a batch with one missing is computed whole, and its seconds count; one that is whole is not."""
+    fake = FakeExtractor()
+    seconds = {"a": 1.0, "b": 1.5, "c": 3.0, "d": 4.0, "e": 8.0}
+    utterances = [Utterance(id, f"{id}.wav", 0.0, s, id) for id, s in seconds.items()]
+    with featstore.writer(tmp_path / "s", fake.spec) as out:
+        for u in utterances[1:3]:
+            out.add(replace(u, split="train") if u.id == "c" else u, np.ones((2, 8)))
+    store, missing = featstore.open(tmp_path / "s"), {"a", "d", "e"}
+    for shard, batches, figures in (
+        ((0, 1), ["ab", "c", "d", "e"], (5, 2, 1.0 + 1.5 + 4.0 + 8.0, ["c"])),
+        ((0, 2), ["e"], (1, 0, 8.0, [])),
+        ((1, 2), ["ab", "c", "d"], (4, 2, 6.5, ["c"])),
+    ):
+        result = Result("fake")
+        todo = unfinished(utterances, missing, result, store, batch_s=3.0, shard=shard)
+        assert ["".join(u.id for u in batch) for batch in todo] == [batch for batch in batches if batch != "c"]
+        assert (result.asked, result.skipped, result.total_s, result.changed) == figures
+    with pytest.raises(
+        ValueError, match="s already holds feature 'fake' of 2 of these utterances; leave out --no-resume"
+    ):
+        unfinished(utterances, missing, Result("fake"), store, batch_s=3.0, resume=False)
+    assert unfinished(utterances, {u.id for u in utterances}, Result("fake"), store, batch_s=3.0, resume=False)
+
+
+def test_frames_that_no_store_takes_are_their_utterances_failure(tmp_path: Path) -> None:
+    utterances = corpus(tmp_path, 4)
+
+    class Spoilt(FakeExtractor):
+        def extract(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+            return [f * np.nan if len(f) == min(map(len, waves)) // 640 + 1 else f for f in super().extract(waves)]
+
+    shortest = min(utterances, key=lambda u: u.duration_s)
+    result = extract(utterances, Spoilt(), tmp_path / "s", batch_s=100)
+    assert ([f["id"] for f in result.failures], result.done) == ([shortest.id], 3)
+    assert "frames must be finite" in result.failures[0]["error"] and failures_of(tmp_path / "s") == result.failures
+    assert len(featstore.open(tmp_path / "s")) == 3
+
+
+def test_audio_of_unknown_length_that_cannot_be_read_is_a_failure(tmp_path: Path) -> None:
+    utterances = [replace(u, duration_s=float("nan")) for u in corpus(tmp_path, 3)]
+    Path(utterances[1].audio).write_bytes(b"no audio")
+    result = extract(utterances, FakeExtractor(), tmp_path / "s", batch_s=100)
+    assert ([f["id"] for f in result.failures], result.done, result.put_off) == (["u1"], 2, 0)
+
+
+def test_an_encoder_that_tells_is_heard_and_stopped(tmp_path: Path) -> None:
+    """Seconds that it tells of the batch under way are added to those that are done, and are not counted twice."""
+    utterances, seen = corpus(tmp_path, 3), []
+
+    class Tells(FakeExtractor):
+        def extract(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+            for part in (0.25, 0.5):
+                self.told(part * sum(map(len, waves)) / 8000)
+            return super().extract(waves)
+
+    Tells.told = staticmethod(lambda seconds: None)
+    fake = Tells()
+    result = extract(
+        utterances, fake, tmp_path / "s", batch_s=0.1, progress=lambda r: seen.append((r.audio_s, r.wall_s))
+    )
+    by_length = sorted(u.duration_s for u in utterances)
+    expected = []
+    for k, seconds in enumerate(by_length):
+        expected += [sum(by_length[:k]) + share * seconds for share in (0.25, 0.75, 1.0)]
+    assert [audio_s for audio_s, _ in seen] == pytest.approx([*expected, expected[-1]], abs=1e-3)
+    assert [wall_s for _, wall_s in seen] == sorted(wall_s for _, wall_s in seen) and result.wall_s >= seen[-1][1] > 0
+
+    def stop(result: Result) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(utterances, fake, tmp_path / "t", batch_s=0.1, progress=stop)
+    with pytest.raises(InterruptedError):  # from a thread that is still at it
+        fake.told(1.0)
