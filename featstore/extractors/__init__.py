@@ -119,8 +119,9 @@ def taken(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     ------
     ExtractorError : unknown name.
     """
+    factory = _factory(name)  # whose error is a ValueError too
     try:
-        parameters = inspect.signature(_factory(name)).parameters
+        parameters = inspect.signature(factory).parameters
     except ValueError:  # compiled code need not say what it takes
         return {}
     return {key: value for key, value in settings.items() if key in parameters}

@@ -6,16 +6,18 @@ import importlib
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from featstore import extractors
-from featstore.extractors import ExtractorError, checked_wave, create, mimi, titanet
-from featstore.extractors.device import agreement, choose_device, choose_precision, pick_device, probe_wave
+from featstore.extractors import ExtractorError, checked_frames, checked_wave, create, mimi, titanet
+from featstore.extractors.device import agreement, choose_device, choose_precision, each, pick_device, probe_wave
 from featstore.testing import check_extractor, speech_like
 from tests.conftest import ROOT
 from tests.fakes import FakeExtractor
@@ -261,3 +263,168 @@ def test_demo_weights_load_or_say_that_they_are_absent() -> None:
         else:
             with pytest.raises(ExtractorError, match=r"demo weights .*-nano\.safetensors are not in this installation"):
                 create(name, weights="demo", device="cpu")
+
+
+# ------------------------------------------------------------------------------------------------ by hand
+
+
+def test_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's current device, else Apple's, else the CPU; products in TF32 on CUDA, and nowhere else."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+        for mps, found in ((False, "cpu"), (True, "mps")):
+            monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
+            assert str(choose_device("auto")) == found and not any(switch.allow_tf32 for switch in switches)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert str(pick_device("auto")) == "cuda:2" and not any(switch.allow_tf32 for switch in switches)
+        assert str(choose_device("auto")) == "cuda:2" and all(switch.allow_tf32 for switch in switches)
+        assert str(choose_device("cuda")) == "cuda"
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
+
+
+def test_half_precision_that_is_asked_for_may_cost_more_but_not_all() -> None:
+    """Of what is asked for, a cosine of 0.9; of what is taken by itself, 0.999. float32 is not even tried."""
+    asked: list[str] = []
+
+    def turned(cosine: float) -> Callable[[str], np.ndarray]:
+        def encode(precision: str) -> np.ndarray:
+            asked.append(precision)
+            other = [cosine, (1 - cosine**2) ** 0.5]
+            return np.array([[2.0, 0.0], [0.0, 0.0], [1.0, 0.0] if precision == "float32" else other])
+
+        return encode
+
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert choose_precision("float32", cuda, turned(0.0)) == choose_precision("auto", cpu, turned(0.0)) == "float32"
+    assert asked == []
+    assert choose_precision("bfloat16", cpu, turned(0.91)) == "bfloat16" and asked == ["float32", "bfloat16"]
+    with pytest.raises(
+        ExtractorError, match=r"precision 'float16': on this machine \(cuda\) a frame's cosine to float32 is 0.890, e"
+    ):
+        choose_precision("float16", cuda, turned(0.89))
+    for cosine, taken_ in ((0.9991, "float16"), (0.9989, "float32")):
+        assert choose_precision("auto", cuda, turned(cosine)) == taken_
+
+
+def test_items_side_by_side_keep_their_order_and_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    seen: list[tuple[bool, int]] = []
+
+    def double(item: int) -> int:
+        seen.append((torch.is_inference_mode_enabled(), torch.get_num_threads()))
+        return 2 * item
+
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            seen.clear()
+            assert each(double, range(20), torch.device("cpu")) == list(range(0, 40, 2))
+            assert set(seen) == {(True, 1)} and torch.get_num_threads() == count
+        assert each(double, [5], torch.device("meta")) == [10] and seen[-1] == (
+            True,
+            3,
+        )  # only a CPU's cores are shared out
+        for error in (KeyboardInterrupt, ValueError):
+            with pytest.raises(error):
+                each(lambda item, error=error: (_ for _ in ()).throw(error()), range(3), torch.device("cpu"))
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_which_settings_an_encoder_takes_again(other_package: None) -> None:
+    settings = {"weights": "random:0", "precision": "float32", "hop_frames": 3, "window_s": 1.5, "bands": 4}
+    assert extractors.taken("titanet", settings) == {
+        key: settings[key] for key in ("weights", "precision", "hop_frames")
+    }
+    assert extractors.taken("mimi", settings) == {key: settings[key] for key in ("weights", "precision")}
+    assert extractors.taken("logmel", settings) == {"bands": 4}
+
+
+def test_what_is_not_given_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a command line can hand over everything; an error of another package's encoder names it."""
+
+    def factory(weights: str = "own", device: str = "own", bad: Exception | None = None) -> FakeExtractor:
+        if bad is not None:
+            raise bad
+        made = FakeExtractor()
+        made.given = (weights, device)
+        return made
+
+    point = SimpleNamespace(name="lab", value="lab:factory", load=lambda: factory)
+    monkeypatch.setattr(extractors, "_third_party", lambda: {"lab": point})
+    assert create("lab").given == create("lab", weights=None, device=None).given == ("own", "own")
+    assert create("lab", device="cpu").given == ("own", "cpu") and create("lab", weights="").given == ("", "own")
+    assert extractors.names() == ["lab", "mimi", "mimi-codes", "titanet"]
+    for error in (ValueError("no such hop"), KeyError("no such hop"), OSError("no such hop")):
+        with pytest.raises(ExtractorError, match=r"^extractor 'lab' \(lab:factory\): .*no such hop") as found:
+            create("lab", bad=error)
+        assert found.value.__cause__ is error
+    with pytest.raises(RuntimeError, match="a bug") as bug:
+        create("lab", bad=RuntimeError("a bug"))
+    assert bug.value.__notes__ == ["in extractor 'lab' (lab:factory)"]
+    missing = ModuleNotFoundError("No module named 'moshi'", name="moshi")
+    with pytest.raises(ModuleNotFoundError):  # that its author forgot to name is none of our extras
+        create("lab", bad=missing)
+
+
+def test_waves_and_frames_that_are_none() -> None:
+    spec = FakeExtractor().spec
+    assert checked_wave([1, 2, 3], spec).dtype == np.float32 and checked_wave(np.ones(3), spec).flags.c_contiguous
+    wants = r"^feature 'fake': expected a wave of shape \(samples,\), finite, at 8000 Hz; found "
+    for wave, found in (
+        (np.ones((2, 3)), r"float64 of shape \(2, 3\)"),
+        (np.array(["a"]), r"<U1 of shape \(1,\)"),
+        (np.ones(3, complex), "complex128"),
+        ([], "no samples"),
+        (np.where(np.arange(8000) == 4000, np.nan, 0.5), r"nan at sample 4000 \(0.500 s\)"),
+        (np.array([0.5, -np.inf, np.nan]), r"-inf at sample 1 \(0.000 s\)"),
+    ):
+        with pytest.raises(ExtractorError, match=wants + found):
+            checked_wave(wave, spec)
+    frames = np.ones((3, 8), np.float32)
+    assert checked_frames(frames, spec) is frames
+    half = replace(spec, settings={"precision": "float16"})
+    for bad in (np.nan, np.inf):
+        frames[1, 2] = bad
+        with pytest.raises(
+            ExtractorError, match="output is not finite in float32; the audio's level is beyond all bounds"
+        ):
+            checked_frames(frames, spec)
+        with pytest.raises(ExtractorError, match="output is not finite in float16; use --precision float32"):
+            checked_frames(frames, half)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "seconds", "told"),
+    [
+        ("mimi", {}, 25.0, 25.04),  # in pieces of 10 s, the last filled up to a frame
+        ("mimi", {}, 9.0, 0.0),  # in one: the batch's end says enough
+        ("titanet", {}, 4.0, 32 * 0.08),  # of its 50 windows 32 are full: centred from 0.76 to 3.24 s
+        ("titanet", {"hop_frames": 2}, 4.0, 16 * 0.16),
+        ("titanet", {"mode": "dense"}, 4.0, 4.0),
+    ],
+)
+def test_what_an_encoder_tells_adds_up(name: str, mode: dict, seconds: float, told: float) -> None:
+    extractor, heard = create(name, weights="random:0", device="cpu", **mode), []
+    extractor.told = heard.append
+    extractor.extract([speech_like(extractor.spec.sample_rate_hz, seconds)])
+    assert sum(heard) == pytest.approx(told, abs=0.081 if mode.get("mode") else 1e-6)
+    if name == "mimi":
+        codes = create("mimi-codes", weights="random:0", device="cpu")
+        codes.told = (also := []).append
+        codes.extract([speech_like(24000, seconds)])
+        assert also == heard and (codes.device, codes.batch_s) == ("cpu", 180.0) == (
+            extractor.device,
+            extractor.batch_s,
+        )
+    else:
+        assert extractor.batch_s == (180.0 if mode.get("mode") else None)
