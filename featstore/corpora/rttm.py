@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
@@ -102,9 +103,9 @@ def lines(path: str | PathLike[str], raw: bytes | None = None) -> list[str]:
 
     `raw` is what the file holds, where that had to be unpacked.
     """
-    raw = Path(path).read_bytes() if raw is None else raw
+    raw = (Path(path).read_bytes() if raw is None else raw).removeprefix(codecs.BOM_UTF8)
     try:
-        return raw.decode("utf-8-sig").split("\n")
+        return raw.decode().split("\n")
     except UnicodeDecodeError as error:
         number = raw.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{path}:{number}: not UTF-8 text; convert the file (iconv -t UTF-8) and try again") from None

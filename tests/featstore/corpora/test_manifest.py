@@ -15,6 +15,8 @@ import soundfile as sf
 
 from featstore import Turn, Utterance
 from featstore.corpora.audio import load
+from featstore.corpora.corrections import read_corrections
+from featstore.corpora.hf import audio_bytes
 from featstore.corpora.manifest import check_disjoint, ignored_keys, read_manifest
 from featstore.simulation.recipe import read_recipe
 from featstore.simulation.simulate import simulate
@@ -377,3 +379,118 @@ def test_real_manifests_read(speech_dir: Path) -> None:
     clips = read_manifest(speech_dir / "ami_clips" / "manifest.jsonl", split="test")
     assert len(clips) == 6
     assert all(u.turns and max(t.end_s for t in u.turns) <= 30.0 for u in clips)
+
+
+def test_columns_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of several columns counts; a row without an id is called by its split and number."""
+    datasets = pytest.importorskip("datasets")
+    asked: list[tuple] = []
+    held: dict[str, object] = {}
+
+    def load_dataset(name: str, config: str | None, split: str | None) -> object:
+        asked.append((name, config, split))
+        return held["data"]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    sound = [{"bytes": b"1", "path": None}, {"bytes": b"2", "path": None}]
+    everything = {
+        "audio": sound,
+        "id": ["i0", "i1"],
+        "utt_id": ["u0", "u1"],
+        "file": ["f0", "f1"],
+        "speaker_id": [7, 8],
+    }
+    everything |= {"label": ["l0", "l1"], "session_id": ["m0", None], "chapter_id": [3, 4], "text": ["x", "y"]}
+    for number, (without, ids, speakers, recordings) in enumerate(
+        (
+            ((), ["i0", "i1"], ["7", "8"], ["m0", "i1"]),
+            (("id", "session_id"), ["u0", "u1"], ["7", "8"], ["3", "4"]),
+            (("id", "utt_id", "speaker_id"), ["f0", "f1"], ["l0", "l1"], ["m0", "f1"]),
+            (
+                ("id", "utt_id", "file", "speaker_id", "label", "session_id", "chapter_id"),
+                ["dev/00000000", "dev/00000001"],
+                [None, None],
+                ["dev/00000000", "dev/00000001"],
+            ),
+        )
+    ):
+        rows = datasets.Dataset.from_dict({key: value for key, value in everything.items() if key not in without})
+        held["data"] = datasets.DatasetDict({"dev": rows})
+        found = read_manifest(f"hf:lab/talk{number}:small")
+        assert [(u.id, u.speaker, u.recording) for u in found] == list(zip(ids, speakers, recordings, strict=True))
+        assert {(u.split, u.start_s, u.turns) for u in found} == {("dev", 0.0, ())} and math.isnan(found[0].duration_s)
+        assert [audio_bytes(u.audio) for u in found] == [b"1", b"2"]
+    held["data"] = datasets.Dataset.from_dict(everything)
+    assert {u.split for u in read_manifest("hf:lab/one@validation[:5%]")} == {"dev"}
+    assert {u.split for u in read_manifest("hf:lab/two words@train")} == {"train"}
+    asked_once = [(f"lab/talk{n}", "small", None) for n in range(4)]
+    assert asked == [*asked_once, ("lab/one", None, "validation[:5%]"), ("lab/two words", None, "train")]
+    assert audio_bytes(read_manifest("hf:lab/two words@train")[1].audio) == b"2"
+    held["data"] = datasets.Dataset.from_dict({"sound": [1], "id": ["a"]})
+    with pytest.raises(ValueError, match="hf:lab/none: expected a column 'audio', found sound, id"):
+        read_manifest("hf:lab/none")
+    with pytest.raises(ValueError, match="hf: names no data set"):
+        read_manifest("hf:")
+
+
+def test_a_dataset_corrects_what_it_names(tmp_path: Path) -> None:
+    """Of a data set, what has no speaker says nothing of the speaker; of JSONL, what names none says that it is nobody."""
+    datasets = pytest.importorskip("datasets")
+    rows = {
+        "audio": [{"bytes": b"1", "path": None}] * 2,
+        "id": ["a", "b"],
+        "speaker": ["s", None],
+        "recording": ["r", None],
+    }
+    datasets.DatasetDict({"test": datasets.Dataset.from_dict(rows)}).save_to_disk(tmp_path / "hf")
+    a, b = read_corrections(tmp_path / "hf")
+    audio = [u.audio for u in read_manifest(tmp_path / "hf")]
+    assert (a.id, a.where, a.start_s, a.duration_s) == ("a", str(tmp_path / "hf"), None, None)
+    assert a.labels == {"split": "test", "speaker": "s", "recording": "r", "audio": audio[0]}
+    assert b.labels == {"split": "test", "recording": "b", "audio": audio[1]}
+    lines = [
+        {"utt_id": "a", "label": "infer"},
+        {"id": "b", "speaker": "s", "offset": 1.5, "duration": 2.5},
+        {"audio_filepath": "d/c.wav", "split": ""},
+        {"audio_filepath": "d/e.wav", "offset": 0.5, "recording": "x"},
+        {"audio_filepath": "d/e.wav", "offset": 2},
+    ]
+    found = read_corrections(jsonl(tmp_path / "m.jsonl", *lines))
+    assert [(c.id, c.where, c.start_s, c.duration_s) for c in found] == [
+        *(("a", f"{tmp_path}/m.jsonl:1", None, None), ("b", f"{tmp_path}/m.jsonl:2", 1.5, 2.5)),
+        *(("d/c", f"{tmp_path}/m.jsonl:3", None, None), ("d/e@0.5", f"{tmp_path}/m.jsonl:4", 0.5, None)),
+        ("d/e@2", f"{tmp_path}/m.jsonl:5", 2.0, None),
+    ]
+    assert [c.labels for c in found] == [
+        {"speaker": None},
+        {"speaker": "s", "turns": ()},
+        {"split": "", "audio": str(tmp_path / "d/c.wav")},
+        {"recording": "x", "audio": str(tmp_path / "d/e.wav")},
+        {"audio": str(tmp_path / "d/e.wav")},
+    ]
+
+
+def test_audio_and_folders_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "store" / "features.zarr").mkdir(parents=True)
+    with pytest.raises(ValueError, match="store: is a store, and no manifest; are the two swapped"):
+        read_manifest(tmp_path / "store")
+    (tmp_path / "one").mkdir()
+    sf.write(tmp_path / "one" / "a.b.wav", tone(0.1), 8000)
+    for given in (tmp_path / "one", tmp_path / "one" / "a.b.wav"):
+        (u,) = read_manifest(given)
+        assert (u.id, u.recording, u.audio, u.split) == ("a.b", "a.b", str(tmp_path / "one" / "a.b.wav"), "")
+    path = jsonl(tmp_path / "m.jsonl", {"audio_filepath": "a.wav", "sex": 1})
+    path.write_text("\n" + path.read_text() + "\n \n")
+    assert ignored_keys(path) == ["sex"] and len(read_manifest(path)) == 1
+    assert ignored_keys("hf:x/y") == ignored_keys(tmp_path) == ignored_keys(tmp_path / "one" / "a.b.wav") == []
+    for value, words in (
+        (7, None),
+        (True, "expected 'utt_id' to be a text, found True"),
+        ("a\0", "'utt_id' holds a zero byte"),
+    ):
+        path = jsonl(tmp_path / "m.jsonl", {"audio_filepath": "a.wav", "utt_id": value})
+        if words is None:
+            assert read_manifest(path)[0].id == "7"
+        else:
+            with pytest.raises(ValueError, match=f"m.jsonl:1: {words}"):
+                read_manifest(path)
