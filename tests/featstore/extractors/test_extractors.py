@@ -19,6 +19,7 @@ from featstore import extractors
 from featstore.extractors import ExtractorError, checked_frames, checked_wave, create, mimi, titanet
 from featstore.extractors.device import agreement, choose_device, choose_precision, each, pick_device, probe_wave
 from featstore.testing import check_extractor, speech_like
+from featstore.types import FrameGrid
 from tests.conftest import ROOT
 from tests.fakes import FakeExtractor
 
@@ -138,9 +139,18 @@ class _Spoilt(FakeExtractor):
         self.fault, self.calls = fault, 0
         if fault == "path":
             self.spec = replace(self.spec, settings={"weights": "/data/weights"})
+        if fault == "dict":
+            self.spec = self.spec.to_json()
+        if fault == "later":
+            self.spec = replace(self.spec, grid=FrameGrid(0.3, 0.08))
 
     def extract(self, waves: list[np.ndarray]) -> list[np.ndarray]:
         self.calls += 1
+        given = waves
+        if self.fault == "mono" and any(np.ndim(w) != 1 for w in waves):
+            waves = [np.asarray(w).reshape(-1) for w in waves]
+        if self.fault == "paragraphs" and any(np.size(w) == 0 for w in waves):
+            raise ValueError("one line\nand another")
         waves = [checked_wave(wave, self.spec) for wave in waves] if self.fault != "lenient" else waves
         if self.fault == "writes" and waves and waves[0].flags.writeable:
             waves[0][:100] = 0
@@ -153,6 +163,15 @@ class _Spoilt(FakeExtractor):
             "still": lambda: [np.ones_like(f) for f in frames],
             "counts": lambda: [f + self.calls for f in frames],
             "company": lambda: [f + len(waves) for f in frames],
+            "order": lambda: frames[::-1],
+            "lists": lambda: [f.tolist() for f in frames],
+            "flat": lambda: [f.reshape(-1) for f in frames],
+            "large": lambda: [f + 1e5 for f in frames],
+            "long": lambda: [np.concatenate([f, f[:1], f[:1], f[:1]]) for f in frames],
+            "nobody": lambda: frames or [np.zeros((1, 8), np.float32)],
+            "nothing": lambda: [f if len(w) > 1 else f[:0] for f, w in zip(frames, waves, strict=True)],
+            "silence": lambda: [f / max(float(np.abs(w).max() > 0), 0) for f, w in zip(frames, waves, strict=True)],
+            "strides": lambda: [f + (1e-3 if w.strides != (4,) else 0) for f, w in zip(frames, given, strict=True)],
         }.get(self.fault, lambda: frames)()
 
 
@@ -170,12 +189,30 @@ class _Spoilt(FakeExtractor):
         ("company", "a wave's frames are others in a batch than alone"),
         ("lenient", "a wave that is empty: expected a ValueError"),
         ("writes", "a plain wave was written to"),
+        ("dict", "expected a FeatureSpec as `spec`, found dict"),
+        ("later", "the last frame is centred at 0.78 s of 0.5 s"),
+        ("order", "a wave's frames are others in a batch than alone"),
+        ("lists", "expected frames as an array, found list"),
+        ("flat", r"expected frames of shape \(frames, 8\), found \(56,\)"),
+        ("large", "a frame does not fit into float16"),
+        ("long", "expected about 6 frames in 0.5 s, found 10"),
+        ("nobody", "expected no frames of no waves"),
+        ("nothing", "a single sample: expected one finite frame or more"),
+        ("silence", "silence: expected one finite frame or more"),
+        ("strides", "a strided wave gives other frames"),
+        ("mono", "a wave that is two channels: expected a ValueError, found frames"),
+        ("paragraphs", r"a wave that is empty: expected one line, found 'one line\\nand another'"),
     ],
 )
 def test_the_contract_names_what_does_not_hold(fault: str, says: str) -> None:
     with pytest.raises(AssertionError, match=says):
         check_extractor(_Spoilt(fault))
+
+
+def test_the_contract_holds_where_nothing_is_spoilt() -> None:
     check_extractor(_Spoilt("none"))
+    with pytest.raises(AssertionError, match="expected `spec` and `extract`, found 3"):
+        check_extractor(3)
 
 
 # ------------------------------------------------------------------------------------------------ device, precision

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from featstore.corpora.manifest import read_manifest
+from featstore.corpora.rttm import write_rttm
+from featstore.simulation.outcome import finish, scene_path
 from featstore.simulation.recipe import Channel, Noise, Recipe, Rooms, read_recipe
 from featstore.simulation.session import _absences
 from featstore.simulation.simulate import simulate
-from featstore.simulation.speech import seconds_by_voices
+from featstore.simulation.speech import Piece, crop, seconds_by_voices
 from featstore.types import Turn, Utterance
 from tests.featstore.simulation.conftest import RATE, contents
 
@@ -203,3 +206,113 @@ def test_the_recipes_that_come_along(name: str, speakers: tuple, duration_s: tup
     assert (recipe.overlap, recipe.silence) == ((0.02, 0.25), (0.1, 0.5))
     assert recipe.rooms == Rooms(share=0.8) and recipe.noise == Noise(coloured=0.8, hum=0.2, babble=0.3)
     assert not recipe.is_dry and not np.isnan(recipe.overlap).any()
+
+
+def test_what_came_out_of_meetings_by_hand(tmp_path: Path) -> None:
+    """Three sessions of 20, 30 and 10 s, scenes and turns as written here: each figure is a count or a mean over them."""
+    recipe = replace(
+        TALK, sessions=3, voices=3, absence_s=(5.0, 6.0), rooms=Rooms(share=0.6), noise=Noise(hum=1.0), level_sd_db=0.0
+    )
+    talks = {
+        # three at once 4-5; a is away 6-11 (just long enough), b never: of three speakers one was to leave
+        "one": (20.0, [Turn(0, 6, "a"), Turn(2, 8, "b"), Turn(4, 5, "c"), Turn(11, 12, "a")]),
+        # b away 4.9 s: not long enough; of two speakers one was to leave
+        "two": (30.0, [Turn(0, 2, "b"), Turn(6.9, 8, "b"), Turn(3, 4, "d")]),
+        "three": (10.0, [Turn(0, 4, "a"), Turn(0, 4, "b"), Turn(1, 3, "c"), Turn(2, 3, "d")]),
+    }
+    scenes = {
+        "one": {"room": {"t60_s": 0.3, "asked_t60_s": 0.4}, "noise": {"snr_db": 10.0, "asked_snr_db": 11.0, "hum": {}}},
+        "two": {"noise": {"snr_db": 20.0, "asked_snr_db": 18.0}},
+        "three": {"room": {"t60_s": 0.6}},
+    }
+    asked = []
+    for name, (seconds, turns) in talks.items():
+        soundfile.write(tmp_path / f"{name}.flac", np.zeros(round(seconds * 1000), np.float32), 1000)
+        write_rttm(tmp_path / f"{name}.rttm", {name: turns})
+        scene_path(tmp_path, name).parent.mkdir(exist_ok=True)
+        scene_path(tmp_path, name).write_text(json.dumps(scenes[name]))
+        asked.append(("", tmp_path / f"{name}.flac", tmp_path / f"{name}.rttm"))
+    found = finish(tmp_path, recipe, asked, 2, 0, [{"id": "x", "error": "y"}])
+    # Speech: 9 s (0-8, 11-12), 4.1 s, 4 s; of it two or more: 4 s (2-6), none, 4 s; three or more: 1 s, none, 2 s.
+    speech_s = 9.0 + 4.1 + 4.0
+    assert found.got_overlap == pytest.approx((4.0 + 4.0) / speech_s)
+    assert found.many_voices == pytest.approx((1.0 + 2.0) / speech_s)
+    assert found.got_silence == pytest.approx((60.0 - speech_s) / 60.0) and found.hours == pytest.approx(1 / 60)
+    assert (found.speakers, found.sessions, found.made_now) == (4, 3, 2)
+    assert (found.asked_to_return, found.returned) == (1 + 1 + 2, 1)
+    assert (found.asked_room_share, found.in_room, found.with_noise) == (0.6, 2, 2)
+    assert (found.asked_t60_s, found.got_t60_s) == pytest.approx((0.4, 0.45))
+    assert (found.asked_snr_db, found.got_snr_db) == pytest.approx((14.5, 15.0))
+    assert found.failures == [{"id": "x", "error": "y"}]
+    dry = finish(tmp_path, replace(recipe, rooms=None, noise=None, voices=2, absence_s=None), asked, 2, 0, [])
+    assert [dry.many_voices, dry.returned, dry.in_room, dry.got_t60_s, dry.with_noise, dry.got_snr_db] == [None] * 6
+    rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    assert rows[0] == {
+        **{"audio_filepath": "one.flac", "offset": 0.0, "duration": 20.0, "label": "infer", "text": "-", "split": ""},
+        **{"num_speakers": 3, "rttm_filepath": "one.rttm", "session_id": "one", "uniq_id": "one"},
+    }
+
+
+def test_a_cut_of_a_piece_by_hand() -> None:
+    """Times from the cut's own start; what is shorter than 50 ms there is no speech; the sound fades in and out."""
+    rate = 1000
+    wave = np.ones(1100, np.float32)
+    piece = Piece(wave, 0.1, np.array([[0.0, 0.3], [0.5, 0.9]]))
+    found = crop(piece, 0.2, 0.5, rate)
+    assert (found.lead_s, len(found.wave)) == (0.0, 500)
+    assert found.segments == pytest.approx(np.array([[0.0, 0.1], [0.3, 0.5]]))
+    assert found.wave[60:440].min() == 1 and found.wave[[0, -1]].tolist() == [0, 0]
+    assert crop(piece, 0.26, 0.25, rate).segments == pytest.approx(np.zeros((0, 2)))  # 40 ms of one, 10 ms of the other
+    assert crop(piece, 0.249, 0.4, rate).segments == pytest.approx(np.array([[0.0, 0.051], [0.251, 0.4]]))
+    marked = wave.copy()
+    marked[300] = 9.0  # 0.2 s after the first segment begins
+    assert crop(Piece(marked, 0.1, piece.segments), 0.1, 0.5, rate).wave.argmax() == 100
+    assert len(crop(piece, 0.8, 0.5, rate).wave) == 200 and (marked == 9).sum() == 1  # it ends where the piece ends
+
+
+def test_how_many_sessions_of_which_split(tmp_path: Path, corpus: list[Utterance]) -> None:
+    recipe = replace(TALK, name="counts", duration_s=2, overlap=0.0, speakers=2)
+    both = replace(recipe, sessions={"train": 2, "test": 1})
+    report = simulate(corpus, both, tmp_path / "both")
+    found = [(u.id, u.split) for u in read_manifest(tmp_path / "both" / "manifest.jsonl")]
+    assert report.sessions == 3
+    assert found == [("counts-train-00000", "train"), ("counts-train-00001", "train"), ("counts-test-00000", "test")]
+    assert simulate(corpus, both, tmp_path / "one", split="test").sessions == 1
+    assert simulate(corpus, both, tmp_path / "more", split="test", sessions=2).sessions == 2
+    plain = [replace(u, split="") for u in corpus]
+    simulate(plain, replace(recipe, sessions=1), tmp_path / "none")
+    assert [p.name for p in (tmp_path / "none" / "audio").iterdir()] == ["counts-00000.flac"]
+    for arguments, words in (
+        (
+            {"recipe": replace(recipe, sessions={"train": 1}), "split": "test"},
+            "gives no number of sessions for split 'test'",
+        ),
+        ({"recipe": recipe}, r"the manifest has the splits test, train: choose one \(--split\)"),
+        ({"recipe": both, "sessions": 2}, "choose one"),
+        ({"recipe": recipe, "split": "train", "sessions": 0}, "sessions must be a whole number of 1 or more, found 0"),
+        ({"recipe": recipe, "split": "train", "seed": -1}, "seed must be 0 or more"),
+        ({"recipe": recipe, "split": "train", "workers": 0}, "workers 1 or more"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            simulate(corpus, **arguments, out_dir=tmp_path / "x")
+    (tmp_path / "both" / "simulation.json").write_text("{")
+    with pytest.raises(ValueError, match="simulation.json: not JSON; choose an empty folder"):
+        simulate(corpus, both, tmp_path / "both")
+
+
+def test_how_far_a_simulation_is(tmp_path: Path, corpus: list[Utterance]) -> None:
+    """Finished sessions and the share of the one under way; seconds made now; what was there before counts at once."""
+    recipe = replace(TALK, name="far", duration_s=(3.0, 4.0), sessions=3)
+    told: list[tuple[float, int, float]] = []
+    simulate(corpus, recipe, tmp_path, split="train", progress=lambda *now: told.append(now))
+    assert {of for _, of, _ in told} == {3} and [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert [done for done, _, _ in told if done % 1 == 0][-1] == 3 == told[-1][0] and len(
+        {done % 1 for done, _, _ in told}
+    ) > 5
+    lengths = [u.duration_s for u in read_manifest(tmp_path / "manifest.jsonl")]
+    ends = {done: seconds for done, _, seconds in told}
+    assert [ends[k] for k in (1, 2, 3)] == pytest.approx(np.cumsum(lengths))
+    (tmp_path / "rttm" / "far-train-00001.rttm").unlink()
+    told.clear()
+    report = simulate(corpus, recipe, tmp_path, split="train", progress=lambda *now: told.append(now))
+    assert report.made_now == 1 and told[0][0] >= 2 and told[-1] == (3, 3, pytest.approx(lengths[1]))
