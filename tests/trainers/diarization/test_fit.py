@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -24,12 +25,13 @@ from featstore.settings import table
 from tests.conftest import ROOT
 from tests.sessions import make_store
 from trainers import distributed, kinds, presets
-from trainers.checkpoint import State, load_best
+from trainers.checkpoint import State, load_best, read_state
 from trainers.config import ConfigError, FitConfig
 from trainers.diarization.data import CropSampler, FrameSource, windows
 from trainers.diarization.decode import FrameTally
 from trainers.diarization.evaluate import evaluate
-from trainers.diarization.fit import _notes, build, fit_diarizer
+from trainers.diarization.fit import _notes, _resident, build, fit_diarizer
+from trainers.diarization.log import Log
 from trainers.diarization.loop import Training, learning_rate_factor, seed_torch
 from trainers.diarization.losses import hybrid_loss
 from trainers.diarization.models import Adapter
@@ -594,6 +596,140 @@ def test_tensorboard(store, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match="pip install tensorboard"):
         fit(tmp_path / "other", store, "tensorboard=true", "epochs=1")
+
+
+class Told:
+    """Keeps what a fit tells."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[float, float, str]] = []
+        self.lines: list[str] = []
+
+    def update(self, done, of, note=""):
+        self.updates.append((done, of, note))
+
+    def line(self, text):
+        self.lines.append(text)
+
+
+def test_what_is_told_while_it_trains(store, tmp_path, monkeypatch):
+    """Steps of all epochs, the last epoch's DER on dev, steps a second and the share of waiting; once a second at most."""
+    told, now = Told(), [0.0]
+    monkeypatch.setattr("trainers.diarization.log.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    run = Run.create(tmp_path / "run", config("epochs=5"), store)
+    log = Log(run, State(), told, first=True)
+    state = State(epoch=2, step=9, busy_s=4.0, waited_s=1.0, timed_steps=8, history=[{"dev_der": 0.25}])
+    for now[0] in (0.5, 1.0, 1.9, 2.0):
+        log.step(state, torch.tensor(0.12345), 7)
+    note = "epoch 2/5 loss 0.1235 dev DER 25.0% 2.00 steps/s, input 25.0%"
+    assert told.updates == [(9, 35, note)] * 2
+    now[0] = 9.0
+    log.step(State(epoch=1, busy_s=1.0, timed_steps=1), torch.tensor(1.0), 7)
+    assert told.updates[-1] == (0, 35, "epoch 1/5 loss 1.0000 1.00 steps/s, input 0.0%")
+    log.epoch(
+        {
+            "epoch": 3,
+            "step": 21,
+            "train_loss": 0.5,
+            "dev_loss": 0.25,
+            "dev_der": 0.125,
+            "steps_per_s": 1.5,
+            "input_share": 0.0625,
+        }
+    )
+    assert told.lines == [
+        "epoch   3  step     21  loss 0.5000  dev loss 0.2500  dev DER 12.50%  1.50 steps/s  input 6.25%"
+    ]
+
+
+def test_what_a_run_has_cost_is_of_all_its_steps(store, tmp_path, monkeypatch):
+    """With a clock that a step takes 2 s of, half a second of it for input; cut off after the first epoch and gone on with."""
+    now = [100.0]
+    monkeypatch.setattr("trainers.diarization.loop.time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    real = FrameSource.batches
+
+    def slow(self, crops, size):
+        for batch in real(self, crops, size):
+            now[0] += 0.5 if torch.is_grad_enabled() else 0
+            yield batch
+
+    monkeypatch.setattr(FrameSource, "batches", slow)
+
+    def on_step(stop):
+        def follow(state):
+            now[0] += 1.5
+            if state.step == stop:
+                raise Killed
+
+        return follow
+
+    with pytest.raises(Killed):
+        fit(tmp_path / "run", store, on_step=on_step(5))
+    now[0] += 1000  # nobody trained meanwhile
+    _, result = fit(tmp_path / "run", store, on_step=on_step(99), resume=True)
+    assert (result["steps"], result["epochs"]) == (12, 3)
+    # The clock is read before `on_step`: of each epoch's last step the half second for input alone may be missing.
+    assert result["step_seconds"] == pytest.approx(2.0, abs=0.05) and result["input_share"] == pytest.approx(
+        0.25, abs=0.01
+    )
+    assert result["seconds"] == pytest.approx(24.0, abs=0.1)
+    history = timeless_history(Run.open(tmp_path / "run"))
+    rows = list(csv.DictReader((tmp_path / "run" / "history.csv").read_text().splitlines()))
+    assert [float(row["steps_per_s"]) for row in rows] == pytest.approx([0.5] * 3, rel=0.05) and len(history) == 3
+    assert [float(row["input_share"]) for row in rows] == pytest.approx([0.25] * 3, abs=0.01)
+    assert result["train_s"] == pytest.approx(6 * 10.0) and result["resident"] is False
+    assert result["peak_memory_bytes"] > 10**7 and (result["device"], result["device_name"], result["ranks"]) == (
+        "cpu",
+        "cpu",
+        1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("resident", "device", "free", "kept"),
+    [
+        ("auto", "cuda", 6 * 125 * 8 * 2 * 2 + 2, True),  # six sessions of 125 frames, 8 halves each, in less than half
+        ("auto", "cuda", 6 * 125 * 8 * 2 * 2, False),
+        ("auto", "cpu", 10**12, False),
+        ("yes", "cpu", 0, True),
+        ("no", "cuda", 10**12, False),
+    ],
+)
+def test_training_frames_live_on_the_device_where_they_fill_less_than_half(
+    store, monkeypatch, resident, device, free, kept
+):
+    made = config(f"resident={resident}")
+    source = FrameSource(store, made, 50, torch.device("cpu"))
+    sessions = load_sessions(store, made).train
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free, 10**12))
+    assert _resident(source, sessions, made, torch.device(device)) == (sessions if kept else [])
+
+
+def test_more_epochs_go_on_where_fewer_ended_and_patience_ends_them(store, tmp_path):
+    whole, expected = fit(tmp_path / "whole", store, "epochs=3")
+    fit(tmp_path / "part", store, "epochs=1")
+    part, result = fit(tmp_path / "part", store, "epochs=3", resume=True)
+    a, b = (run.read_tensors("last.safetensors")[0] for run in (whole, part))
+    assert all(torch.equal(a[key], b[key]) for key in a) and result["test"] == expected["test"]
+    assert timeless_history(part) == timeless_history(whole)
+    # One that ended by its patience has nothing left to do, however many epochs are asked for.
+    _, ended = fit(tmp_path / "ended", store, "lr=1e-30", "epochs=9", "patience=1")
+    run, again = fit(tmp_path / "ended", store, "lr=1e-30", "epochs=30", "patience=1", resume=True)
+    assert again["epochs"] == ended["epochs"] < 9 and "nothing was left to do" in again["notes"][-1]
+    assert read_state(run).finished and math.isfinite(read_state(run).best_loss)
+
+
+def test_weights_of_another_model_are_refused_by_name(store, tmp_path):
+    run, _ = fit(tmp_path / "run", store, "epochs=1")
+    sessions = load_sessions(store, run.config)
+    for settings, first in (("width=16", "project.weight"), ("conv_frames=3", "conv.weight")):
+        model, _ = build(Run.create(tmp_path / "x", config(settings), store), store, sessions, torch.device("cpu"))
+        with pytest.raises(RunError, match=rf"checkpoint and model differ in \d+ tensors \(first: {first}\)"):
+            load_best(run, model)
+    tensors, facts = run.read_tensors("last.safetensors")
+    run.write_tensors("last.safetensors", tensors, facts | {"unheard": 1})
+    with pytest.raises(RunError, match=r"last\.safetensors: of another version"):
+        read_state(run)
 
 
 def test_command(store, tmp_path):

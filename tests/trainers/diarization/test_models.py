@@ -128,6 +128,43 @@ def test_probe_agrees_with_logistic_regression(blobs):
     np.testing.assert_allclose(centred, peer.decision_function(vectors), atol=0.1)
 
 
+def test_a_probe_s_epochs_by_hand(blobs):
+    """Weights and order from the seed, batches as long as set, Adam; each epoch's mean loss and share of right answers."""
+    vectors, labels = blobs
+    told = []
+    probe = LinearProbe(lr=0.03, epochs=2, batch_size=32, random_state=7).fit(vectors, labels, on_epoch=told.append)
+    classes, targets = np.unique(labels, return_inverse=True)
+    rng = torch.Generator().manual_seed(int(np.random.RandomState(7).randint(2**31)))
+    x, y = torch.from_numpy(vectors), torch.from_numpy(targets)
+    bound = x.shape[1] ** -0.5
+    weight = ((torch.rand(len(classes), x.shape[1], generator=rng) * 2 - 1) * bound).requires_grad_()
+    bias = ((torch.rand(len(classes), generator=rng) * 2 - 1) * bound).requires_grad_()
+    optimizer = torch.optim.Adam([weight, bias], lr=0.03)
+    for row in told:
+        losses, right = [], 0
+        for batch in torch.randperm(len(x), generator=rng).split(32):
+            logits = x[batch] @ weight.T + bias
+            each = torch.nn.functional.cross_entropy(logits, y[batch], reduction="none")
+            optimizer.zero_grad()
+            each.mean().backward()
+            optimizer.step()
+            losses += each.tolist()
+            right += int((logits.argmax(1) == y[batch]).sum())
+        assert row["loss"] == pytest.approx(np.mean(losses), rel=1e-4) and row["accuracy"] == right / len(x)
+    assert (
+        [row["epoch"] for row in told] == [1, 2] and told == probe.history_ and all(row["seconds"] >= 0 for row in told)
+    )
+    np.testing.assert_allclose(probe.coef_, weight.detach(), atol=1e-5)
+    np.testing.assert_allclose(probe.intercept_, bias.detach(), atol=1e-5)
+    logits = vectors @ probe.coef_.T + probe.intercept_
+    np.testing.assert_allclose(probe.decision_function(vectors), logits, atol=1e-5)
+    assert (probe.predict(vectors) == classes[logits.argmax(1)]).all()
+    two = LinearProbe(epochs=3, lr=0.1).fit(vectors, np.asarray(labels) == labels[0])
+    logits = vectors @ two.coef_.T + two.intercept_
+    np.testing.assert_allclose(two.decision_function(vectors), logits[:, 1] - logits[:, 0], atol=1e-5)
+    assert (two.predict(vectors) == (logits[:, 1] > logits[:, 0])).all() and two.classes_.tolist() == [False, True]
+
+
 def test_probe_repeats_from_its_seed_and_leaves_the_global_one_alone(blobs):
     torch.manual_seed(5)
     expected = torch.rand(1)
