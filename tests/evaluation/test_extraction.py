@@ -102,3 +102,35 @@ def test_a_noisy_voice_is_rated_lower(name: str) -> None:
     noisy = (clean + 0.05 * np.random.default_rng(0).standard_normal(48000)).astype(np.float32)
     rate = extraction.raters()[name]
     assert rate(clean, clean) > rate(noisy, clean)
+
+
+def test_what_cannot_be_rated_has_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too short for ESTOI, no speech for PESQ, silence for DNSMOS; a wave beyond full scale is turned down for it."""
+    for package in extraction.PACKAGES.values():
+        pytest.importorskip(package)
+    rate = extraction.raters()
+    short = np.random.default_rng(0).standard_normal(1000).astype(np.float32) * 0.1
+    assert np.isnan(rate["estoi"](short, short))
+    asked = []
+    import pesq
+    import pystoi
+
+    monkeypatch.setattr(pesq, "pesq", lambda *a, **k: asked.append((*a, k["on_error"])) or found[0])
+    found = [0.0]
+    for found[0], expected in ((-1, float("nan")), (1.0, 1.0), (3.5, 3.5)):
+        assert rate["pesq"](short, 2 * short) == pytest.approx(expected, nan_ok=True)
+    hz, reference, estimate, band, _ = asked[0]
+    assert (hz, band) == (16000, "wb") and np.array_equal(reference, 2 * short) and np.array_equal(estimate, short)
+    monkeypatch.setattr(pystoi, "stoi", lambda *a, extended: asked.append((*a, extended)) or 0.5)
+    assert rate["estoi"](short, 2 * short) == 0.5
+    reference, estimate, hz, extended = asked[-1]
+    assert (hz, extended) == (16000, True) and np.array_equal(reference, 2 * short) and np.array_equal(estimate, short)
+    from speechmos import dnsmos
+
+    monkeypatch.setattr(dnsmos, "run", lambda wave, hz: asked.append((wave, hz)) or {"ovrl_mos": 2.5, "sig_mos": 1.0})
+    assert np.isnan(rate["dnsmos"](0 * short, short))
+    loud = np.float32([0.5, -4.0, 2.0])
+    for given, wave in ((short, short), (loud, loud / 4)):
+        assert rate["dnsmos"](given, short[: len(given)]) == 2.5
+        np.testing.assert_allclose(asked[-1][0], wave)
+        assert asked[-1][1] == 16000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from pyannote.core import Annotation, Segment
 from scipy.special import ndtri
 
 from evaluation import plots
-from evaluation.pictures import _flaw_bars
+from evaluation.facts import gather
+from evaluation.pictures import _flaw_bars, pictures
 from evaluation.results import diarization_figures
 from evaluation.verification import det_curve
+from tests.evaluation.test_report import diarization_run, probe_run
 from tests.evaluation.test_results import diarizer
 
 
@@ -128,3 +131,57 @@ def test_who_spoke_when_in_the_colours_of_the_mapping(drawn: list[Figure]) -> No
         "reference ann", "reference bob", "system x → bob", "system y → ann", "system z"
     ]  # fmt: skip
     assert axes.get_xlim() == (0, 10)
+
+
+# ---- which pictures there are
+
+
+def test_a_report_s_pictures_are_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each sound head on all data the first windows of two sessions; of every run that has a history its way."""
+    asked: dict[str, list[tuple]] = {name: [] for name in ("timeline", "training", "det", "histograms", "learning")}
+    for name, calls in asked.items():
+        monkeypatch.setattr(plots, name, lambda *a, name=name, calls=calls: calls.append(a) or f"{name}{len(calls)}")
+    probe_run(tmp_path / "probe")
+    diarization_run(tmp_path / "adapter", "adapter")
+    diarization_run(tmp_path / "reference", "adapter", "reference", swap=True)
+    diarization_run(tmp_path / "part", "adapter", late_s=1.0, train_fraction=0.5)
+    (tmp_path / "probe" / "history.csv").write_text("epoch,accuracy\n1,0.5\n")
+    for name in ("ref", "hyp"):  # a third session, and a second window of the first
+        file = tmp_path / "adapter" / f"{name}.rttm"
+        text = file.read_text()
+        own = [line for line in text.splitlines(keepends=True) if "m1@0.00" in line]
+        file.write_text(text + "".join(line.replace("m1@0.00", to) for to in ("m1@10.00", "m3@0.00") for line in own))
+    uem = tmp_path / "adapter" / "windows.uem"
+    uem.write_text(uem.read_text().replace("m2@", "m1@10.00 1 0 10\nm2@") + "m3@0.00 1 0 10\n")
+    facts, rows, plotted = gather(sorted(tmp_path.iterdir()), 20, 0)
+    made = pictures(facts, rows, plotted)
+    label = "2 adapter on Mimi"
+    assert [told["title"] for told in made["timelines"]] == [
+        f"{label}: m1@0.00, DER 10.0 %",
+        f"{label}: m2@0.00, DER 10.0 %",
+    ]
+    assert [told["svg"] for told in made["timelines"]] == ["timeline1", "timeline2"]
+    name, reference, hypothesis, mapping, start_s, end_s = asked["timeline"][0]
+    assert (name, mapping, start_s, end_s) == (f"{label} m1@0.00", {"0": "ann", "1": "bob"}, 0, 10)
+    assert [(s.start, s.end, who) for s, _, who in hypothesis.itertracks(yield_label=True)] == [
+        (0.5, 4.5, "0"),
+        (4.5, 10, "1"),
+    ]
+    assert reference.labels() == ["ann", "bob"]
+    titles = [
+        f"{label}, {protocol}: {run}"
+        for run, protocol in (("adapter", "sound"), ("part", "sound"), ("reference", "reference"))
+    ]
+    assert sorted(told["title"] for told in made["training"]) == sorted(titles)
+    assert {title: taken for title, _, taken in asked["training"]} == dict.fromkeys(titles, 2)
+    assert asked["training"][0][1] == {"epoch": [1, 2], "train_loss": [0.5, 0.3], "dev_der": [0.4, 0.2]}
+    assert asked["det"] == [(plotted.curves,)] and asked["histograms"] == [(plotted.scores,)]
+    assert (
+        asked["learning"] == [(facts["learning"],)] and made["learning"] == "learning1" and len(facts["learning"]) == 1
+    )
+    assert "<svg" in made["flaws"] and "what remains under the sound protocol" in made["flaws"]
+    alone = gather([tmp_path / "adapter"], 20, 0)
+    made = pictures(*alone)
+    assert [made[name] for name in ("det", "histograms", "flaws", "learning")] == [None] * 4 and len(
+        made["timelines"]
+    ) == 2

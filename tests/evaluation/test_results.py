@@ -21,6 +21,7 @@ from evaluation.results import (
     verification_figures,
 )
 from evaluation.rows import Row, RunFacts
+from evaluation.runs import RunError
 from evaluation.verification import evaluate_scores
 
 
@@ -123,6 +124,53 @@ def test_a_system_stands_against_raw_cosine_on_the_same_trials() -> None:
     assert [curve.eer[0] for curve in plotted.curves.values()] == pytest.approx(eers)
     for name, (values, same) in zip(("raw", "probe"), plotted.scores.values(), strict=True):
         assert values is found.systems[name] and same is found.same
+
+
+def test_forms_of_a_proxy_stand_against_codes_and_seeds_are_averaged() -> None:
+    """Two seeds: the mean of their EERs and of all else, one interval of both, each form paired with codes of its seed."""
+    names = ("raw", "proxy", "proxy_soft", "proxy_doubtful", "titanet")
+    gains = {"raw": 0.5, "proxy": 3.0, "proxy_soft": 2.0, "proxy_doubtful": 1.0, "titanet": 4.0}
+    first = probe(gains)
+    other = probe({name: gain + 1 for name, gain in gains.items()})
+    other.runs[0].files.scores().systems["titanet"] = first.files.scores().systems["titanet"]
+    row = Row([first.runs[0], other.runs[0]], first.result)
+    verification_figures(row, 20, np.random.default_rng(7))
+    tables = [run.files.scores() for run in row.runs]
+    rng, sides = np.random.default_rng(7), (tables[0].same, tables[0].left_speakers, tables[0].right_speakers)
+    stacked = {name: np.stack([table.systems[name] for table in tables]) for name in names}
+    assert list(row.figures) == list(names)
+    for name in names:
+        told = row.figures[name]
+        each = [evaluate_scores(values, tables[0].same) for values in stacked[name]]
+        assert told["eer"] == pytest.approx(np.mean([e.eer for e in each])) and told["seeds"] == 2
+        assert told["spread"] == pytest.approx(sorted(e.eer for e in each))
+        assert told["mean_same"] == pytest.approx(np.mean([e.mean_same for e in each]))
+        assert told["min_dcf"]["0.05"] == pytest.approx(np.mean([e.min_dcf[0.05] for e in each]))
+        if name == "proxy_soft":
+            gap = eer_intervals(stacked[name], *sides, rng, baseline=stacked["proxy"], num_resamples=20)[1]
+            assert told["against_codes"] == gap.to_json() and gap.estimate > 0
+        else:
+            assert "against_codes" not in told
+        raw = None if name == "raw" else stacked["raw"]
+        interval, gap = eer_intervals(stacked[name], *sides, rng, baseline=raw, num_resamples=20)
+        assert (told["interval"], told["against_raw"]) == (interval.to_json(), gap.to_json() if gap else None)
+    tables[1].same = ~tables[1].same
+    with pytest.raises(RunError, match=r"was scored on other trials than .*, of another seed"):
+        verification_figures(row, 20, np.random.default_rng(7))
+
+
+def test_what_is_drawn_of_each_protocol_once() -> None:
+    plotted, gains = Plotted(), {"raw": 1.0, "probe": 3.0, "lda": 2.0, "logreg": 2.5}
+    sound, own, again = probe(gains), probe(gains, "reference"), probe(gains)
+    again.variant = "lr=1"
+    for row in (sound, own, again):
+        verification_figures(row, 20, np.random.default_rng(0))
+        plot_scores(row, plotted)
+    drawn = [
+        "raw cosine, Mimi", "linear probe, Mimi (sound)", "LDA (scikit-learn), Mimi (sound)", "linear probe, Mimi (reference)",
+        "linear probe, Mimi (lr=1)", "LDA (scikit-learn), Mimi (lr=1)",
+    ]  # fmt: skip
+    assert list(plotted.curves) == drawn and list(plotted.scores) == [name for name in drawn if "LDA" not in name]
 
 
 def test_without_every_speaker_there_is_no_interval() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.numpy import save_file
 
 from evaluation import baselines
 from evaluation.answer import answer, pairs, part_of, question
+from evaluation.bootstrap import ratio_intervals
 from evaluation.chart import chart, trivial_systems
 from evaluation.chart import test_set as chart_on
 from evaluation.facts import gather
@@ -20,7 +22,7 @@ from evaluation.findings import findings
 from evaluation.flaws import _rival
 from evaluation.report import report
 from evaluation.results import diarization_figures
-from evaluation.rows import Row, expand, mean_result, read_run, rows_of
+from evaluation.rows import Row, RunFacts, expand, mean_result, read_run, rows_of
 from evaluation.runs import Diarization, RunError
 from evaluation.turns import Turns
 from evaluation.words import more_needed, points, span, verdict
@@ -462,6 +464,52 @@ def test_the_chart_s_bars_and_what_they_are_on() -> None:
         ("one speaker throughout", "whole recording", 0.6), ("one speaker throughout", "per window", 0.6)
     ]  # fmt: skip
     assert trivial[0]["interval"]["num_units"] == 24
+
+
+def test_a_bar_says_what_it_is_of_and_what_weights_it_has() -> None:
+    """Two seeds of the unfrozen head, a first adapter, parts of the data, another protocol; ends of what knows nothing."""
+    alone, fusion = heads(alone=0.4, both=0.3)
+    unfrozen, first, part, reference = (heads(alone=a, both=0.3)[0] for a in (0.35, 0.2, 0.5, 0.6))
+    unfrozen.runs = [RunFacts(alone.files, unfrozen.result, "2.5")] * 2
+    unfrozen.figures |= {
+        "spread": [0.3, 0.4],
+        "whole": {"der": 0.45, "missed_detection": 0.4, "false_alarm": 0, "confusion": 0.05},
+    }
+    fusion.files.warnings = ["lyra: UNTRAINED weights"]
+    first.runs[0].experiment = "poc"
+    part.runs[0].files.config["config"]["train_fraction"] = 0.5
+    reference.files.protocol = "reference"
+    few = heads(alone=0.1, both=0.1, count=5)
+    for row in few:
+        row.runs[0].experiment = "poc"
+    rows = [reference, part, fusion, unfrozen, alone, first, *few]
+    bars = chart(rows)
+    assert [(b["what"], b["label"], b["scope"], b["seeds"], b["weights"]) for b in bars] == [
+        ("codec alone", "adapter on lyra", "per window", 1, ""), ("codec alone", "PoC adapter on lyra", "per window", 1, ""),
+        ("unfrozen", "adapter on lyra, top layers unfrozen", "per window", 2, ""),
+        ("unfrozen", "adapter on lyra, top layers unfrozen", "whole recording", 2, ""),
+        ("fusion", "fusion of lyra and resemblyzer", "per window", 1, "untrained"),
+        ("published", "published: adapter on Mimi", "", 0, ""), ("published", "published: fusion of Mimi and TitaNet", "", 0, ""),
+    ]  # fmt: skip
+    assert [b["der"] for b in bars] == pytest.approx([0.4, 0.2, 0.35, 0.45, 0.3, 0.6503, 0.6093])
+    assert bars[2]["spread"] == [0.3, 0.4] and bars[3]["parts"] == {"missed": 0.4, "false_alarm": 0, "confusion": 0.05}
+    assert bars[2]["interval"] == unfrozen.figures["der_interval"] and bars[3]["interval"] is None
+    assert bars[5]["note"].startswith("AMI, fixed channels") and bars[0]["experiment"] == "2"
+    # Of so few recordings are only two that do not count, however many there are.
+    assert chart_on(rows)["left_out"] == [
+        "PoC adapter on lyra: 5 other recordings",
+        "PoC adapter on lyra and resemblyzer: 5 other recordings",
+    ]
+    told = trivial_systems([*rows, SimpleNamespace(diarizes=False)], 20, 3)
+    (of,) = [t for t in told if t["measure"] == "DER"]
+    expected = ratio_intervals([30.0] * 24, [50.0] * 24, np.random.default_rng(3), num_resamples=20)[0]
+    assert of["interval"] == expected.to_json() and of["value"] == pytest.approx(0.6)
+    assert told[-1] == {"what": "random cosine", "measure": "EER", "value": 0.5, "interval": None, "scope": "trials"}
+    assert trivial_systems(rows, 20, 3) == [of] and chart_on([]) == {
+        "num_recordings": 0,
+        "minutes": 0.0,
+        "left_out": [],
+    }
 
 
 # ---- flaws
