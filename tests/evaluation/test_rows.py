@@ -479,7 +479,7 @@ def test_a_bar_says_what_it_is_of_and_what_weights_it_has() -> None:
     first.runs[0].experiment = "poc"
     part.runs[0].files.config["config"]["train_fraction"] = 0.5
     reference.files.protocol = "reference"
-    few = heads(alone=0.1, both=0.1, count=5)
+    few = [row for _ in range(3) for row in heads(alone=0.1, both=0.1, count=5)]  # more of them than of the others
     for row in few:
         row.runs[0].experiment = "poc"
     rows = [reference, part, fusion, unfrozen, alone, first, *few]
@@ -495,15 +495,20 @@ def test_a_bar_says_what_it_is_of_and_what_weights_it_has() -> None:
     assert bars[2]["spread"] == [0.3, 0.4] and bars[3]["parts"] == {"missed": 0.4, "false_alarm": 0, "confusion": 0.05}
     assert bars[2]["interval"] == unfrozen.figures["der_interval"] and bars[3]["interval"] is None
     assert bars[5]["note"].startswith("AMI, fixed channels") and bars[0]["experiment"] == "2"
-    # Of so few recordings are only two that do not count, however many there are.
-    assert chart_on(rows)["left_out"] == [
-        "PoC adapter on lyra: 5 other recordings",
-        "PoC adapter on lyra and resemblyzer: 5 other recordings",
-    ]
+    assert len(chart_on(rows)["left_out"]) == 6 and chart_on(rows)["num_recordings"] == 24
+    assert chart_on(rows)["left_out"][0] == "PoC adapter on lyra: 5 other recordings"
+    missed = [10.0 + k for k in range(24)]
+    for k, errors in enumerate(fusion.trivial[(baselines.ONE_SPEAKER, False)].values()):
+        errors["missed_s"] = missed[k]
     told = trivial_systems([*rows, SimpleNamespace(diarizes=False)], 20, 3)
     (of,) = [t for t in told if t["measure"] == "DER"]
-    expected = ratio_intervals([30.0] * 24, [50.0] * 24, np.random.default_rng(3), num_resamples=20)[0]
-    assert of["interval"] == expected.to_json() and of["value"] == pytest.approx(0.6)
+    errors_of = [
+        sum(r[part] for part in ("missed_s", "false_alarm_s", "confusion_s"))
+        for r in fusion.trivial[(baselines.ONE_SPEAKER, False)].values()
+    ]
+    totals = [r["total_s"] for r in fusion.trivial[(baselines.ONE_SPEAKER, False)].values()]
+    expected = ratio_intervals(errors_of, totals, np.random.default_rng(3), num_resamples=20)[0]
+    assert of["interval"] == expected.to_json() and of["value"] == pytest.approx(sum(errors_of) / sum(totals))
     assert told[-1] == {"what": "random cosine", "measure": "EER", "value": 0.5, "interval": None, "scope": "trials"}
     assert trivial_systems(rows, 20, 3) == [of] and chart_on([]) == {
         "num_recordings": 0,
