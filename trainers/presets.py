@@ -36,6 +36,7 @@ _SMALL_TSE: dict[str, Any] = {
     "hop": 256,
     "crop_s": 2.0,
     "least_voices": 2,
+    "remixed": 1.0,
     "steps": 2000,
     "lr": 2e-3,
 }

@@ -32,6 +32,10 @@ class TseConfig(FitConfig):
         1,
         description="mixtures of training and dev have so many voices or more; 2: a voice alone teaches to change nothing",
     )
+    remixed: _Share = Field(
+        0.0,
+        description="of the training mixtures are put together anew each time, of any voices' tracks; 0: as they are stored",
+    )
     enrolled: _Share = Field(
         0.5, description="of the examples take the embedding of another utterance, the others of the voice's own track"
     )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from featstore import Store, Utterance
 from featstore.corpora import audio
@@ -42,10 +40,16 @@ class Voice:
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """A mixture and its voices."""
+    """A mixture and its voices.
+
+    Attributes
+    ----------
+    waves : (samples,) by utterance's id, of a mixture that lies in no file.
+    """
 
     utterance: Utterance
     voices: tuple[Voice, ...]
+    waves: Mapping[str, NDArray[np.float32]] | None = None
 
     def sound(self, of: Utterance, start: int = 0, samples: int | None = None) -> NDArray[np.float32]:
         """The mixture or a track of it, `samples` from a start; shorter where the file ends.
@@ -54,6 +58,8 @@ class Mixture:
         ------
         ValueError, OSError : like `featstore.corpora.audio.load`.
         """
+        if self.waves is not None:
+            return self.waves[of.id][start : None if samples is None else start + samples]
         if samples is not None:
             rest_s = of.duration_s - start / RATE_HZ
             of = replace(of, start_s=of.start_s + start / RATE_HZ, duration_s=min(samples / RATE_HZ, rest_s))
@@ -159,89 +165,3 @@ def _others(track: Utterance, said: Iterable[Utterance]) -> tuple[str, ...]:
     return tuple(
         u.id for u in said if u.recording != track.recording and _words(u) != _words(track) and u.split == track.split
     )
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """Crops to learn from.
-
-    Attributes
-    ----------
-    mixtures : (batch, samples). embeddings : (batch, size).
-    references : (batch, voices, samples), the voice asked for, or all of them; zeros where there are fewer.
-    counts : (batch,) how many there are.
-    """
-
-    mixtures: Tensor
-    embeddings: Tensor
-    references: Tensor
-    counts: Tensor
-
-
-class Crops:
-    """Draws examples, each from one mixture."""
-
-    def __init__(self, data: TseData, split: str, config: TseConfig) -> None:
-        self.data, self.config = data, config
-        self.all_voices = config.condition == "none"
-        mixtures = [m for m in data.splits[split] if len(m.voices) >= config.least_voices]
-        # A mixture of three is three voices to ask for.
-        self.asked = [
-            (m, v)
-            for m in mixtures
-            for v in (m.voices[:1] if self.all_voices else m.voices)
-            if self.all_voices or v.others or v.track.id in data.vectors
-        ]
-        grouped: dict[str, list[tuple[Mixture, Voice]]] = {}
-        for mixture, voice in self.asked:
-            grouped.setdefault(mixture.utterance.id, []).append((mixture, voice))
-        self.by_mixture = list(grouped.values())
-        self.samples = round(config.crop_s * RATE_HZ)
-
-    def draw(self, rng: np.random.Generator) -> Example:
-        """A batch of training crops.
-
-        Of a mixture up to two voices are asked for, so that a batch shows what the embedding is for.
-        """
-        picks: list[tuple[Mixture, Voice]] = []
-        for k in rng.permutation(len(self.by_mixture)):
-            own = self.by_mixture[k]
-            picks += [own[i] for i in rng.permutation(len(own))[:2]]
-            if len(picks) >= self.config.batch_size:
-                break
-        return self.examples(picks[: self.config.batch_size], rng, self.config.jitter)
-
-    def fixed(self, count: int, seed: int) -> list[tuple[Mixture, Voice]]:
-        """So many voices, the same for the same seed."""
-        return share_of(self.asked, min(1.0, count / len(self.asked)), seed)
-
-    def examples(
-        self, asked: Sequence[tuple[Mixture, Voice]], rng: np.random.Generator, jitter: float = 0.0
-    ) -> Example:
-        """A batch of these voices; crops and embeddings are drawn."""
-        most = max(len(m.voices) for m, _ in asked) if self.all_voices else 1
-        mixtures = np.zeros((len(asked), self.samples), np.float32)
-        references = np.zeros((len(asked), most, self.samples), np.float32)
-        vectors, counts = [], []
-        for row, (mixture, voice) in enumerate(asked):
-            there = round(mixture.utterance.duration_s * RATE_HZ)
-            start = int(rng.integers(max(0, there - self.samples) + 1))
-            wave = mixture.sound(mixture.utterance, start, self.samples)
-            mixtures[row, : len(wave)] = wave
-            wanted = mixture.voices if self.all_voices else (voice,)
-            for column, one in enumerate(wanted):
-                wave = mixture.sound(one.track, start, self.samples)
-                references[row, column, : len(wave)] = wave
-            counts.append(len(wanted))
-            vectors.append(np.zeros(1, np.float32) if self.all_voices else self._vector(voice, rng, jitter))
-        return Example(*map(torch.from_numpy, (mixtures, np.stack(vectors), references, np.array(counts))))
-
-    def _vector(self, voice: Voice, rng: np.random.Generator, jitter: float) -> NDArray[np.float32]:
-        """The voice's embedding from something else that it says, or from its own track, with some noise."""
-        of, enrolled = voice.track.id, rng.random() < self.config.enrolled
-        if of not in self.data.vectors or (voice.others and enrolled):
-            of = voice.others[int(rng.integers(len(voice.others)))]
-        vector = self.data.vectors[of]
-        noise = rng.standard_normal(len(vector)) * (rng.random() * jitter / np.sqrt(len(vector)))
-        moved = (vector + noise).astype(np.float32)
-        return moved / np.linalg.norm(moved)

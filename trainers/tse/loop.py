@@ -20,7 +20,8 @@ from trainers.progress import Progress
 from trainers.runs import Run, RunError
 from trainers.schedule import descend, seeded, share_of_rate
 from trainers.tse.config import TseConfig
-from trainers.tse.data import Crops, Example, TseData
+from trainers.tse.crops import Crops, Example
+from trainers.tse.data import TseData
 from trainers.tse.network import Extractor, best_assignment, loss
 
 #: Softer than this (mean square) a target is silence, and SI-SDR is not defined.

@@ -16,7 +16,8 @@ from tests.sessions import spec
 from tests.voices import SIZE, make_voices
 from trainers.config import ConfigError, FitConfig
 from trainers.tse.config import TseConfig
-from trainers.tse.data import Crops, Mixture, TseData, Voice, load_data
+from trainers.tse.crops import Crops, _placed
+from trainers.tse.data import Mixture, TseData, Voice, load_data
 
 SAMPLES = 100
 NAMES = ("ann", "bob", "cyd", "dan", "eve", "fay")
@@ -136,6 +137,58 @@ def test_mixtures_of_few_voices_may_be_left_out_and_without_a_condition_all_voic
     assert [(row[0], row[2]) for row in rows] == [(101, [0]), (102, [1, 2]), (103, [3, 4, 5])]
     data.vectors.clear()
     assert [v.speaker for _, v in Crops(data, "train", config()).asked] == ["bob", "cyd", "dan", "eve", "fay"]
+
+
+def test_mixtures_are_put_together_anew(data: TseData) -> None:
+    """Other voices in the places of a mixture's own, at their levels and in its noise; what is asked for is cut where it is heard."""
+    crops, seen = Crops(data, "train", config("least_voices=2", "remixed=1")), set()
+    for seed in range(30):
+        base = data.splits["train"][1 + seed % 2]
+        made = crops._anew(base, np.random.default_rng(seed))
+        names = [v.speaker for v in made.voices]
+        assert len(set(names)) == len(names) == len(base.voices)
+        seen |= set(names)
+        noise = base.sound(base.utterance) - sum(base.sound(v.track) for v in base.voices)
+        own = [made.sound(v.track) for v in made.voices]
+        np.testing.assert_allclose(made.sound(made.utterance) - sum(own), noise, atol=1e-6)
+        for new, old, voice in zip(own, base.voices, made.voices, strict=True):
+            power = np.square(base.sound(old.track)).mean()
+            assert np.square(new).mean() == pytest.approx(power, rel=1e-4)
+            (true,) = [m.sound(v.track) for m in data.splits["train"] for v in m.voices if v is voice]
+            np.testing.assert_allclose(new / np.linalg.norm(new), true / np.linalg.norm(true), atol=1e-5)
+    assert seen == set(NAMES)  # ann too, who is alone in her mixture
+    example = crops.draw(np.random.default_rng(5))
+    assert len(example.mixtures) == 4 and not torch.equal(example.mixtures[0], example.mixtures[2])
+    assert torch.equal(example.mixtures, crops.draw(np.random.default_rng(5)).mixtures)
+    stored = {tuple(m.sound(m.utterance)[:-1].round(6)) for m in data.splits["train"]}
+    assert not stored & {tuple(row.numpy()[:-1].round(6)) for row in example.mixtures}
+    for vector, (reference,) in zip(example.embeddings, example.references, strict=True):
+        k = int(vector.argmax()) // 3  # whose level is k in front, and louder or softer here
+        true = next(m.sound(v.track) for m in data.splits["train"] for v in m.voices if v.speaker == NAMES[k])
+        there = reference[:-1] / reference[:-1].norm()
+        starts = [torch.from_numpy(true[a : a + SAMPLES - 1]) for a in (0, 1)]
+        assert any(torch.allclose(there, one[: len(there)] / one[: len(there)].norm(), atol=1e-3) for one in starts)
+
+
+def test_of_too_few_speakers_a_mixture_is_put_together_of_fewer(data: TseData) -> None:
+    for m in data.splits["train"]:
+        for voice in m.voices:
+            if voice.speaker not in ("dan", "eve"):
+                object.__setattr__(voice, "others", ())
+                del data.vectors[voice.track.id]
+    made = Crops(data, "train", config("remixed=1"))._anew(data.splits["train"][2], np.random.default_rng(0))
+    assert {v.speaker for v in made.voices} == {"dan", "eve"}
+    base = data.splits["train"][2]
+    noise = base.sound(base.utterance) - sum(base.sound(v.track) for v in base.voices)
+    rest = made.sound(made.utterance) - sum(made.sound(v.track) for v in made.voices)
+    np.testing.assert_allclose(rest, noise, atol=1e-6)  # nobody is left of those who were there
+
+
+def test_a_track_begins_anywhere() -> None:
+    rng, wave = np.random.default_rng(0), np.arange(1, 4, dtype=np.float32)
+    longer = {tuple(_placed(wave, 5, rng).astype(int)) for _ in range(40)}
+    assert longer == {(1, 2, 3, 0, 0), (0, 1, 2, 3, 0), (0, 0, 1, 2, 3)}
+    assert {tuple(_placed(wave, 2, rng).astype(int)) for _ in range(40)} == {(1, 2), (2, 3)}
 
 
 def test_the_fixed_voices_are_so_many_of_a_seed(data: TseData) -> None:

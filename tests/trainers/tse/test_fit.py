@@ -95,7 +95,9 @@ def test_seeds_lie_apart_in_decibels(store: Store, tmp_path: Path) -> None:
     assert row["sound"]["seeds"] == 2
 
 
-@pytest.mark.parametrize("settings", [(), ("architecture=gru",), ("condition=none", "voices=2")])
+@pytest.mark.parametrize(
+    "settings", [(), ("architecture=gru", "remixed=0.7"), ("condition=none", "voices=2", "remixed=1.0")]
+)
 def test_a_killed_run_goes_on_to_the_same_weights(store: Store, tmp_path: Path, settings: tuple[str, ...]) -> None:
     fit(store, tmp_path / "whole", *settings)
 

@@ -24,7 +24,16 @@ def test_each_default_is_the_one_that_was_measured() -> None:
     assert FitConfig.make("tse").to_json() == {
         **{"kind": "tse", "protocol": "sound", "experiment": "", "seed": 0, "train_fraction": 1.0, "device": "auto"},
         **{"feature": "titanet", "condition": "embedding", "architecture": "tcn", "channels": 128, "blocks": 8},
-        **{"repeats": 2, "window": 512, "hop": 128, "voices": 3, "least_voices": 1, "enrolled": 0.5, "jitter": 0.5},
+        **{
+            "repeats": 2,
+            "window": 512,
+            "hop": 128,
+            "voices": 3,
+            "least_voices": 1,
+            "remixed": 0.0,
+            "enrolled": 0.5,
+            "jitter": 0.5,
+        },
         **{"sets": "", "steps": 6000, "batch_size": 8, "crop_s": 3.0, "lr": 1e-3, "looks": 10, "dev_voices": 100},
         **{"test_mixtures": 1000, "rated": 100, "checkpoint_steps": 200},
     }

@@ -23,7 +23,8 @@ from trainers.runs import Run
 from trainers.schedule import share_of_rate
 from trainers.tse import measure as measuring
 from trainers.tse.config import TseConfig
-from trainers.tse.data import Crops, Example, TseData, load_data
+from trainers.tse.crops import Crops, Example
+from trainers.tse.data import TseData, load_data
 from trainers.tse.loop import Training
 from trainers.tse.measure import _matched, _mp3, measure
 from trainers.tse.network import Extractor, best_assignment, loss
