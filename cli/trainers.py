@@ -215,8 +215,9 @@ def _show_voices(result: dict[str, Any]) -> None:
         f"{result['num_test_speakers']} others"
     )
     for system in result["extraction"].values():
-        gain = "—" if system["si_sdri"] is None else f"{system['si_sdri']:+.1f} dB"
-        print(f"  {system['name']:60s} SI-SDRi {gain}")
+        gains = [None if of is None else of["si_sdri"] for of in (system.get("several"), system)]
+        several, every = ("—" if gain is None else f"{gain:+.1f} dB" for gain in gains)
+        print(f"  {system['name']:60s} SI-SDRi {several} in mixtures of several, {every} in all")
     for name, sums in result["swaps"].items():
         if sums["pairs"]:
             system = result["extraction"][name]["name"]

@@ -115,6 +115,9 @@ def swapped(first: Sequence[float], second: Sequence[float]) -> bool:
 def figures(voices: Mapping[str, Sequence[Any]], num_resamples: int, seed: int) -> dict[str, dict[str, Any]]:
     """Of each system that voices.parquet has: SI-SDRi, its median by speaker's interval, and how it sounds.
 
+    Figures are of all voices; "several" has those of mixtures of two and more, which is what published ones are of: a voice that
+    is alone in its mixture, often without noise, can hardly be improved and easily be harmed.
+
     Parameters
     ----------
     voices : columns "speaker", "voices", and of each system "SYSTEM si_sdr", "SYSTEM estoi" and so on.
@@ -122,31 +125,25 @@ def figures(voices: Mapping[str, Sequence[Any]], num_resamples: int, seed: int) 
     Returns
     -------
     dict : by system, "name", "si_sdr" and "si_sdri" (medians, dB), "interval" of the latter, "better" (share of voices that
-    are improved by more than 1 dB), "over_wrong" (median of the difference to the wrong speaker, with its interval), "sounds"
-    (means), "by_voices" (medians by how many talk), "num_voices".
+    are improved by more than 1 dB), "over_wrong" (median of the difference to the wrong speaker, with its interval),
+    "num_voices", "several" (these six of mixtures of several voices; None where there are none), "sounds" (means), "by_voices"
+    (medians by how many talk).
     """
-    speakers = np.asarray(voices["speaker"])
-    count = np.asarray(voices["voices"])
+    count, speakers = np.asarray(voices["voices"]), np.asarray(voices["speaker"])
     column = {name: np.asarray(values, np.float64) for name, values in voices.items() if " " in name}
-    base = column["mixture si_sdr"]
     told: dict[str, dict[str, Any]] = {}
     for system, name in SYSTEMS.items():
         if f"{system} si_sdr" not in column:
             continue
         values = column[f"{system} si_sdr"]
-        there = ~np.isnan(values)
-        gain = values - base
-        wrong = column.get("wrong si_sdr")
+        gain, there = values - column["mixture si_sdr"], ~np.isnan(values)
+        wrong = None if system in ("mixture", "wrong") else column.get("wrong si_sdr")
+        table = np.stack([values, gain, np.full_like(values, np.nan) if wrong is None else values - wrong], 1)
+        several = count > 1
         told[system] = {
             "name": name,
-            "num_voices": int(there.sum()),
-            "si_sdr": float(np.median(values[there])) if there.any() else None,
-            "si_sdri": float(np.median(gain[there])) if there.any() else None,
-            "interval": _interval(gain, speakers, num_resamples, seed),
-            "better": float(np.mean(gain[there] > 1)) if there.any() else None,
-            "over_wrong": None
-            if wrong is None or system in ("mixture", "wrong")
-            else _interval(values - wrong, speakers, num_resamples, seed),
+            **_medians(table, speakers, num_resamples, seed),
+            "several": _medians(table[several], speakers[several], num_resamples, seed) if several.any() else None,
             "by_voices": {
                 str(n): float(np.median(gain[there & (count == n)])) for n in np.unique(count[there]).tolist()
             },
@@ -157,6 +154,26 @@ def figures(voices: Mapping[str, Sequence[Any]], num_resamples: int, seed: int) 
             },
         }
     return told
+
+
+def _medians(table: NDArray[np.float64], speakers: NDArray[Any], num_resamples: int, seed: int) -> dict[str, Any]:
+    """Of voices (voices, 3): what came out, by how much that is better than the mixture and than the wrong speaker's, in dB."""
+    values, gain, over_wrong = table.T
+    there = ~np.isnan(values)
+    return {
+        "num_voices": int(there.sum()),
+        "si_sdr": float(np.median(values[there])) if there.any() else None,
+        "si_sdri": float(np.median(gain[there])) if there.any() else None,
+        "interval": _interval(gain, speakers, num_resamples, seed),
+        "better": float(np.mean(gain[there] > 1)) if there.any() else None,
+        "over_wrong": _interval(over_wrong, speakers, num_resamples, seed),
+    }
+
+
+def judged_by(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The medians by which one of `figures` is judged: of mixtures of several voices, as everywhere in the field; of all voices
+    where there are none, and of runs from before these were told apart."""
+    return told.get("several") or told
 
 
 def _interval(

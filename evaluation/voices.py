@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evaluation.extraction import PACKAGES, SYSTEMS, figures
+from evaluation.extraction import PACKAGES, SYSTEMS, figures, judged_by
 from evaluation.rows import Row, RunFacts
 from evaluation.runs import VOICES, RunError, RunFiles
 from evaluation.words import decibels, rate
@@ -75,8 +75,8 @@ def cell(row: Row) -> dict[str, Any]:
     lines = [
         {
             "what": f"SI-SDRi, {told['name']}",
-            "value": told["si_sdri"],
-            "interval": told["interval"],
+            "value": judged_by(told)["si_sdri"],
+            "interval": judged_by(told)["interval"],
             "spread": None,
             "unit": "dB",
         }
@@ -94,7 +94,8 @@ def cell(row: Row) -> dict[str, Any]:
         for name, sums in row.figures["swaps"].items()
         if sums["pairs"]
     ]
-    on = f"{result['num_test_voices']} voices of {result['num_test_speakers']} speakers, medians; trained on "
+    of = judged_by(row.figures["systems"][judged(row)])["num_voices"]
+    on = f"{of} voices of mixtures of several of {result['num_test_speakers']} speakers, medians; trained on "
     on += f"{result['num_mixtures']} mixtures of {result['num_speakers']} other speakers"
     if silent := result["silent_voices"]["test"]:
         on += f"; {silent} silent voices left out"
@@ -104,12 +105,18 @@ def cell(row: Row) -> dict[str, Any]:
 def sentences(row: Row) -> Iterator[tuple[str, str]]:
     """What a row says, each as (measure, text)."""
     systems, name = row.figures["systems"], judged(row)
-    own = systems[name]
-    text = f"{row.label[:1].upper()}{row.label[1:]}, {own['name']}: {decibels(own['si_sdri'], own['interval'])} (median; the mixture itself: 0.0 dB"
+    own = judged_by(systems[name])
+    text = (
+        f"{row.label[:1].upper()}{row.label[1:]}, {systems[name]['name']}: {decibels(own['si_sdri'], own['interval'])} "
+    )
+    text += "(median over voices of mixtures of several; the mixture itself: 0.0 dB"
     beside = [
-        f"{systems[k]['name']} {decibels(systems[k]['si_sdri'], None)}" for k in systems if k not in ("mixture", name)
+        f"{systems[k]['name']} {decibels(judged_by(systems[k])['si_sdri'], None)}"
+        for k in systems
+        if k not in ("mixture", name)
     ]
-    yield "SI-SDRi", "; ".join([text, *beside]) + ")."
+    every = f"with voices that are alone in theirs {decibels(systems[name]['si_sdri'], systems[name]['interval'])}"
+    yield "SI-SDRi", "; ".join([text, *beside, every]) + ")."
     if gap := own["over_wrong"]:
         clear = "clearly" if gap["low"] > 0 else "not clearly"
         text = f"Asked for the right voice it is {decibels(gap['estimate'], gap)} nearer to it than asked for a wrong one: {clear} different"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from evaluation.extraction import judged_by
 from evaluation.runs import CONFIG
 from featstore import Store
 from trainers import kinds
@@ -57,7 +58,7 @@ def spread(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             measure, values[name] = "names not found", 1 - result["names_found"]
         elif "extraction" in result:  # by which way of asking it is judged
             of = result["extraction"]
-            measure, values[name] = "SI-SDRi", of["enrolled" if "enrolled" in of else "none"]["si_sdri"]
+            measure, values[name] = "SI-SDRi", judged_by(of["enrolled" if "enrolled" in of else "none"])["si_sdri"]
         elif "systems" in result:  # the system that was fitted is called as its kind is
             measure, values[name] = "EER", result["systems"][result["kind"]]["eer"]
         else:

@@ -162,12 +162,15 @@ def test_what_is_shown_of_sets(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_shown_of_voices(capsys: pytest.CaptureFixture[str]) -> None:
     told: dict[str, Any] = {"kind": "tse", "parameters": 1000, "best_step": 40, "num_mixtures": 60, "num_speakers": 20}
     told |= {"num_test_voices": 12, "num_test_speakers": 6}
-    told["extraction"] = {"enrolled": {"name": "by voice", "si_sdri": 7.25}, "none": {"name": "blind", "si_sdri": None}}
+    told["extraction"] = {
+        "enrolled": {"name": "by voice", "si_sdri": 7.25, "several": {"si_sdri": 8.75}},
+        "none": {"name": "blind", "si_sdri": None},
+    }
     told["swaps"] = {"enrolled": {"pairs": 10, "swapped": 9}, "none": {"pairs": 0, "swapped": 0}}
     assert shown(told, capsys) == [
         "1,000 parameters, best step 40 (dev): trained on 60 mixtures of 20 speakers, tried on 12 voices of 6 others",
-        f"  {'by voice':60s} SI-SDRi +7.2 dB",
-        f"  {'blind':60s} SI-SDRi —",
+        f"  {'by voice':60s} SI-SDRi +8.8 dB in mixtures of several, +7.2 dB in all",
+        f"  {'blind':60s} SI-SDRi — in mixtures of several, — in all",
         "  of 10 pairs of voices 9 swap with who is asked for (by voice)",
     ]
 

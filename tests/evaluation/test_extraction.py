@@ -7,7 +7,7 @@ import pytest
 
 from evaluation import extraction
 from evaluation.bootstrap import median_interval
-from evaluation.extraction import figures, si_sdr, silent, swapped
+from evaluation.extraction import figures, judged_by, si_sdr, silent, swapped
 
 RNG = np.random.default_rng(0)
 
@@ -73,6 +73,19 @@ def test_figures_are_medians_of_gains() -> None:
     assert oracle["sounds"] == {"estoi": pytest.approx(0.6)}
     assert oracle["interval"]["num_units"] == 2  # c has no figure
     assert told["mixture"]["si_sdri"] == 0 and told["mixture"]["over_wrong"] is None
+
+
+def test_figures_of_mixtures_of_several_stand_beside_those_of_all() -> None:
+    told = figures(voices(), 200, 0)
+    several = told["oracle"]["several"]  # without the first voice, which is alone: gains 4, 5, 6
+    assert (several["num_voices"], several["si_sdr"], several["si_sdri"]) == (3, 4.0, 5.0)
+    assert several["better"] == 1.0 and several["over_wrong"]["estimate"] == 11.0
+    assert several["interval"]["num_units"] == 2
+    assert judged_by(told["oracle"]) is several
+    alone = {name: values[:1] for name, values in voices().items()}
+    (own,) = [of for name, of in figures(alone, 200, 0).items() if name == "oracle"]
+    assert own["several"] is None and judged_by(own) is own and own["interval"] is None
+    assert judged_by({"si_sdri": 1.0}) == {"si_sdri": 1.0}  # of a run from before these were told apart
 
 
 def test_the_median_of_resampled_speakers_is_that_of_their_copies() -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from cli.trainers import app
 from evaluation.audit import check_run
 from evaluation.report import report
+from evaluation.words import decibels
 from featstore import Store
 from tests.voices import make_voices
 from trainers import kinds
@@ -60,10 +61,14 @@ def test_the_report_has_a_row_for_it_and_sounds_to_play(store: Store, tmp_path: 
     assert row["title"].startswith("one voice out of a mixture, told by TitaNet (condition=embedding")
     lines = {line["what"]: line for line in row["sound"]["lines"]}
     own = told["voices"][0]["systems"]
-    assert lines["SI-SDRi, asked for by another utterance"]["value"] == own[2]["si_sdri"]
-    assert "3 speakers, medians; trained on 6 mixtures of 3 other speakers" in row["sound"]["on"]
+    assert lines["SI-SDRi, asked for by another utterance"]["value"] == own[2]["several"]["si_sdri"]
+    assert (
+        "6 voices of mixtures of several of 3 speakers, medians; trained on 6 mixtures of 3 other speakers"
+        in row["sound"]["on"]
+    )
     said = [f["text"] for f in told["findings"] if f["experiment"] == "7"]
     assert "asked for by another utterance: " in said[0] and "the mixture itself: 0.0 dB" in said[0]
+    assert f"with voices that are alone in theirs {decibels(own[2]['si_sdri'], own[2]['interval'])})." in said[0]
     assert "nearer to it than asked for a wrong one" in said[1] and "swap with who is asked for" in said[1]
     page = (tmp_path / "out" / "report.html").read_text()
     played = sum(1 + sum(len(v["files"]) for v in e["voices"]) for run in told["runs"] for e in examples(run["path"]))
@@ -79,9 +84,11 @@ def examples(path: str) -> list[dict[str, Any]]:
 def test_figures_that_do_not_follow_from_the_files_are_told(store: Store, tmp_path: Path) -> None:
     result = fit(store, tmp_path / "run")
     result["extraction"]["enrolled"]["si_sdri"] += 1
+    result["extraction"]["oracle"]["several"]["si_sdri"] += 1
     (tmp_path / "run" / "result.json").write_text(json.dumps(result))
-    (failed,) = [check for check in check_run(tmp_path / "run") if check.level == "error"]
-    assert "SI-SDRi, asked for by another utterance, from voices.parquet" in failed.name
+    failed, other = [check.name for check in check_run(tmp_path / "run") if check.level == "error"]
+    assert "SI-SDRi, asked for by another utterance, from voices.parquet" in failed
+    assert "SI-SDRi of mixtures of several, asked for by the clean voice itself, from voices.parquet" in other
 
 
 def test_seeds_lie_apart_in_decibels(store: Store, tmp_path: Path) -> None:
