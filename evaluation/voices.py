@@ -94,8 +94,9 @@ def cell(row: Row) -> dict[str, Any]:
         for name, sums in row.figures["swaps"].items()
         if sums["pairs"]
     ]
-    of = judged_by(row.figures["systems"][judged(row)])["num_voices"]
-    on = f"{of} voices of mixtures of several of {result['num_test_speakers']} speakers, medians; trained on "
+    several = judged_by(row.figures["systems"]["mixture"])["num_voices"]
+    on = f"{several} of {result['num_test_voices']} voices, those of mixtures of several, of {result['num_test_speakers']} "
+    on += "speakers, medians; trained on "
     on += f"{result['num_mixtures']} mixtures of {result['num_speakers']} other speakers"
     if silent := result["silent_voices"]["test"]:
         on += f"; {silent} silent voices left out"

@@ -28,7 +28,7 @@ _SMALL_HEAD: dict[str, Any] = {
 }
 
 #: Fewer steps of a smaller network.
-_SMALL_UNMIX: dict[str, Any] = {"width": 96, "layers": 2, "steps": 1500, "looks": 10}
+_SMALL_UNMIX: dict[str, Any] = {"width": 96, "layers": 2, "windows": True, "steps": 1500, "looks": 10}
 #: A fraction of the work a step, and what it took to learn whom to listen for: docs/decisions/0017-extraction.md.
 _SMALL_TSE: dict[str, Any] = {
     "architecture": "gru",

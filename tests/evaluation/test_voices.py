@@ -89,15 +89,17 @@ def test_the_cell_and_the_sentences(tmp_path: Path) -> None:
     ]
     assert [each["interval"] for each in told[:3]] == [systems[n]["interval"] for n in ("oracle", "enrolled", "wrong")]
     assert line["sound"]["on"] == (
-        "4 voices of 3 speakers, medians; trained on 30 mixtures of 8 other speakers; 2 silent voices left out"
+        "4 of 4 voices, those of mixtures of several, of 3 speakers, medians; trained on 30 mixtures of 8 other speakers; "
+        "2 silent voices left out"
     )
     own, gap = systems["enrolled"]["interval"], systems["enrolled"]["over_wrong"]
     assert gap["estimate"] == 10.0  # 10, 7, 10
     assert [(f["measure"], f["text"]) for f in findings([row], 20, 0)] == [
         (
             "SI-SDRi",
-            f"One voice out of a mixture, told by TitaNet, asked for by another utterance: {decibels(3.0, own)} (median; the "
-            "mixture itself: 0.0 dB; asked for somebody who is not in it −6.0 dB; asked for by the clean voice itself 6.0 dB).",
+            f"One voice out of a mixture, told by TitaNet, asked for by another utterance: {decibels(3.0, own)} (median over voices "
+            "of mixtures of several; the mixture itself: 0.0 dB; asked for somebody who is not in it −6.0 dB; asked for by the clean "
+            f"voice itself 6.0 dB; with voices that are alone in theirs {decibels(3.0, own)}).",
         ),
         (
             "SI-SDR",
@@ -111,6 +113,21 @@ def test_the_cell_and_the_sentences(tmp_path: Path) -> None:
     )
     assert "not clearly different; of 2 pairs" in findings([worse], 20, 0)[1]["text"]
     assert "silent" not in experiments_table([worse])[-1]["sound"]["on"]
+
+
+def test_a_voice_that_is_alone_does_not_decide(tmp_path: Path) -> None:
+    """Harmed, as it can only be: it stands in the sentence's end, in the figures of all voices, and nowhere else."""
+    alone = {name: [{"track": "m2/b", "speaker": "b", "voices": 1}.get(name, 40.0), *of] for name, of in VOICES.items()}
+    alone["enrolled si_sdr"][0] = -40.0
+    row, without = measured(a_run(tmp_path / "run", alone, num_test_voices=5)), measured(a_run(tmp_path / "without"))
+    (line,), (same,) = ([each for each in experiments_table([r]) if each["id"] == "7"] for r in (row, without))
+    values = [[each["value"] for each in told["sound"]["lines"]] for told in (line, same)]
+    assert values[0] == values[1] and line["sound"]["on"].startswith("4 of 5 voices, those of mixtures of several")
+    (_, said), (_, gap) = ((f["measure"], f["text"]) for f in findings([row], 20, 0))
+    every = row.figures["systems"]["enrolled"]
+    assert every["si_sdri"] == 2.5  # of -80, 5, 2, 3
+    assert f"with voices that are alone in theirs {decibels(2.5, every['interval'])})." in said
+    assert gap.startswith(f"Asked for the right voice it is {decibels(10.0, every['several']['over_wrong'])} nearer")
 
 
 def test_without_a_condition_a_row_is_judged_by_all_voices_at_once(tmp_path: Path) -> None:

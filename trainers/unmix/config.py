@@ -28,6 +28,11 @@ class UnmixConfig(FitConfig):
     input_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.2, description="of the features' dimensions, a mixture"
     )
+    windows: bool = Field(
+        False,
+        description="where the teacher's frames of the mixture stand last in feature: slots are weighted means of them and a "
+        "learnt correction",
+    )
     steps: Count = Field(4000, description="of training")
     batch_size: Count = Field(32, description="mixtures a step")
     lr: Positive = Field(1e-3, description="highest learning rate of AdamW; rises over the first tenth, then falls")
@@ -60,6 +65,10 @@ class UnmixConfig(FitConfig):
             raise ValueError(
                 "the published procedure chooses slots by the clean target, so there is no reference protocol of it: "
                 "leave it out"
+            )
+        if self.windows and self.teacher in self.inputs[:-1]:
+            raise ValueError(
+                f"windows=true: the teacher must stand last in feature, found {self.feature!r} with teacher {self.teacher!r}"
             )
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, found {self.width} and {self.heads}")

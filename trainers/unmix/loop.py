@@ -56,6 +56,7 @@ def make_network(config: UnmixConfig, dim: int, size: int) -> Unmixer:
             config.conv_frames,
             config.dropout,
             config.input_dropout,
+            config.windows and config.teacher in config.inputs,
         )
 
 

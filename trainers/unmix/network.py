@@ -19,6 +19,8 @@ class Unmixer(nn.Module):
     ----------
     dim : of the frames, features side by side.
     size : of the embeddings.
+    windows : the last `size` numbers of a frame are the teacher's own of the mixture, and a slot is a weighted mean of their
+        directions and a correction, so that a voice that is alone passes as it is; otherwise a slot is all learnt.
 
     Attributes
     ----------
@@ -38,8 +40,10 @@ class Unmixer(nn.Module):
         conv_frames: int,
         dropout: float,
         input_dropout: float,
+        windows: bool = False,
     ) -> None:
         super().__init__()
+        self.windows = windows
         self.scale = OneScale(dim)
         self.register_buffer("centre", torch.zeros(size))
         self.channel_dropout = nn.Dropout1d(input_dropout)
@@ -50,6 +54,10 @@ class Unmixer(nn.Module):
         )
         self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.embedding, self.existence = nn.Linear(width, size), nn.Linear(width, 1)
+        if windows:
+            self.asks, self.answers = nn.Linear(width, width), nn.Linear(width, width)
+            nn.init.zeros_(self.embedding.weight)  # to begin with nothing is corrected
+            nn.init.zeros_(self.embedding.bias)
 
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Unit embeddings (batch, slots, size) and logits of existence (batch, slots).
@@ -63,5 +71,11 @@ class Unmixer(nn.Module):
         slots = len(self.queries)
         tokens = torch.cat([self.queries.expand(len(x), -1, -1), x], 1)
         left_out = torch.cat([mask.new_zeros(len(mask), slots), ~mask], 1)
-        found = self.encoder(tokens, src_key_padding_mask=left_out)[:, :slots]
-        return functional.normalize(self.embedding(found), dim=2), self.existence(found)[..., 0]
+        tokens = self.encoder(tokens, src_key_padding_mask=left_out)
+        found = tokens[:, :slots]
+        voices = self.embedding(found)
+        if self.windows:
+            own = functional.normalize(frames[..., -len(self.centre) :].to(voices.dtype) - self.centre, dim=2)
+            fit = self.asks(found) @ self.answers(tokens[:, slots:]).transpose(1, 2) / found.shape[2] ** 0.5
+            voices = voices + torch.softmax(fit.masked_fill(~mask[:, None], float("-inf")), 2) @ own
+        return functional.normalize(voices, dim=2), self.existence(found)[..., 0]

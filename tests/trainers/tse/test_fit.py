@@ -63,7 +63,7 @@ def test_the_report_has_a_row_for_it_and_sounds_to_play(store: Store, tmp_path: 
     own = told["voices"][0]["systems"]
     assert lines["SI-SDRi, asked for by another utterance"]["value"] == own[2]["several"]["si_sdri"]
     assert (
-        "6 voices of mixtures of several of 3 speakers, medians; trained on 6 mixtures of 3 other speakers"
+        "6 of 9 voices, those of mixtures of several, of 3 speakers, medians; trained on 6 mixtures of 3 other speakers"
         in row["sound"]["on"]
     )
     said = [f["text"] for f in told["findings"] if f["experiment"] == "7"]

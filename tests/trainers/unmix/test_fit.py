@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import nnls
 from typer.testing import CliRunner
 
 import featstore
@@ -23,6 +24,7 @@ from trainers.unmix.config import UnmixConfig
 from trainers.unmix.data import load_data, on_grid, read_all
 from trainers.unmix.fit import fit_unmix
 from trainers.unmix.loop import make_network
+from trainers.unmix.network import Unmixer
 from trainers.unmix.talks import _who
 
 SMALL = (
@@ -174,6 +176,61 @@ def test_padding_changes_nothing_and_vectors_are_of_length_1(store: Store) -> No
     assert alone[0].shape == (1, 3, SIZE) and torch.allclose(alone[0].norm(dim=2), torch.ones(1, 3), atol=1e-5)
 
 
+def seen(frames: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(frames[..., -SIZE:] - centre, dim=-1)
+
+
+def windowed(*settings: str) -> Unmixer:
+    network = make_network(config("feature=mimi+titanet", "windows=true", *settings), DIM + SIZE, SIZE).eval()
+    network.centre.copy_(torch.randn(SIZE, generator=torch.Generator().manual_seed(3)))
+    return network
+
+
+def test_slots_of_windows_are_weighted_means_of_what_the_teacher_says_of_the_mixture() -> None:
+    """To begin with nothing is corrected: a slot lies between the windows that count, and a voice that is alone passes as it is."""
+    network, frames = windowed(), torch.randn(2, 6, DIM + SIZE, generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    with torch.no_grad():
+        found, _ = network(frames, mask)
+        for own, windows, count in zip(found, seen(frames, network.centre), mask.sum(1).tolist(), strict=True):
+            for slot in own:
+                weights, rest = nnls(windows[:count].T.double().numpy(), slot.double().numpy())
+                assert rest < 1e-5 and (weights > 1e-3).sum() > 1
+        alone = frames[:1].clone()
+        alone[..., -SIZE:] = alone[:, :1, -SIZE:]
+        voice = seen(alone, network.centre)[0, 0]
+        for padded in (alone, torch.cat([alone, 5 * torch.randn(1, 3, DIM + SIZE)], 1)):
+            found, _ = network(padded, torch.arange(padded.shape[1])[None] < 6)
+            torch.testing.assert_close(found[0], voice.expand(3, -1), atol=1e-5, rtol=0)
+        network.embedding.bias[0] = 0.5  # what is learnt is added to the mean of length 1
+        found, _ = network(alone, mask[:1])
+        expected = voice + 0.5 * torch.eye(SIZE)[0]
+        torch.testing.assert_close(found[0], (expected / expected.norm()).expand(3, -1), atol=1e-5, rtol=0)
+
+
+def test_slots_of_windows_learn_which_to_listen_to(store: Store, tmp_path: Path) -> None:
+    """The made-up teacher hears one voice a frame: which frames are whose is all there is to learn."""
+    made = config("feature=mimi+titanet", "windows=true", "steps=60", "lr=1e-2", "looks=1")
+    result = fit_unmix(Run.create(tmp_path / "run", made, store), store)
+    learnt = fit_unmix(
+        Run.create(tmp_path / "learnt", config("feature=mimi+titanet", "steps=60", "lr=1e-2", "looks=1"), store), store
+    )
+    assert result["dev_cosine"] > 0.8 > learnt["dev_cosine"]
+
+
+def test_a_run_from_before_there_were_windows_opens_as_it_was(store: Store, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", config("feature=mimi+titanet"), store)
+    fit_unmix(run, store)
+    there = json.loads((run.path / "config.json").read_text())
+    del there["config"]["windows"]
+    (run.path / "config.json").write_text(json.dumps(there))
+    old = Run.open(run.path)
+    make_network(old.config, DIM + SIZE, SIZE).load_state_dict(old.read_tensors("model.safetensors")[0])
+    # Where the mixture's own windows are not heard there is nothing to take a mean of.
+    plain = make_network(config("windows=true"), DIM, SIZE)
+    assert plain.state_dict().keys() == make_network(config(), DIM, SIZE).state_dict().keys()
+
+
 def test_who_is_expected_to_be_heard_in_a_chunk() -> None:
     turns = [Turn(0, 1.3, "a"), Turn(1.2, 1.4, "b"), Turn(1.7, 2.0, "b"), Turn(1.9, 9, "c")]
     assert _who(turns, 1.0, 2.0) == {"b"}  # b says 0.5 s in two turns, a and c less
@@ -219,6 +276,10 @@ def test_a_speaker_in_two_splits_is_refused(tmp_path: Path) -> None:
     [
         (("protocol=reference",), "no reference protocol"),
         (("width=18", "heads=4"), "multiple of heads, found 18 and 4"),
+        (
+            ("feature=titanet+mimi", "windows=true"),
+            "the teacher must stand last in feature, found 'titanet.mimi' with teacher 'titanet'",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: tuple[str, ...], match: str) -> None:
