@@ -121,7 +121,7 @@ class Session(Board):
         self._more.set()
 
     def _check(self) -> None:
-        if self.ended or self._closing:
+        if self.ended or self._closing or self._live is None:
             raise ValueError("this session is over: start another")
 
     def _waits(self, seconds: float) -> None:
@@ -161,10 +161,9 @@ class Session(Board):
     async def _finish(self, why: str, with_rest: bool = False) -> None:
         while with_rest and self._audio and not self.ended:
             await self._step()
-        live = self._live
+        live, self._live = self._live, None  # what the worker takes out of the line from now on comes after the end
         if live is not None and await self._do(live.finalize):
             self.end(why)
-        self._live = None
         self._audio.clear()
 
     async def _do(self, work: Work, may_refuse: bool = False) -> bool:
