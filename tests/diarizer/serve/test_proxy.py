@@ -16,15 +16,19 @@ sphn = pytest.importorskip("sphn")
 
 
 @contextlib.asynccontextmanager
-async def moshi(heard: list[bytes]):
+async def moshi(heard: list[bytes], asked: list[dict] | None = None):
     """A server that talks as Moshi's does and answers each message with its size."""
 
     async def chat(request: web.Request) -> web.WebSocketResponse:
         ws = web.WebSocketResponse()
+        (asked if asked is not None else []).append(dict(request.query))
         await ws.prepare(request)
         await ws.send_bytes(b"\x00")
         async for message in ws:
             heard.append(message.data)
+            if isinstance(message.data, str):
+                await ws.send_str(message.data[::-1])
+                continue
             await ws.send_bytes(b"\x02%d" % len(message.data))
             if message.data == b"\x03bye":
                 break
@@ -67,6 +71,36 @@ def test_what_they_say_passes_unchanged(sessions, caplog):
                 assert b'"type": "ready"' in beside[0]
                 async with there.http.get(there.url) as answer:
                     assert f'watched = "{list(there.hub.boards)[-1]}"' in await answer.text()
+
+    asyncio.run(asyncio.wait_for(work(), 30))
+
+
+@pytest.mark.parametrize("behind", ["", "/", "/api/chat"])
+def test_a_conversation_is_heard_asks_as_its_client_asks_and_ends_its_session(behind):
+    """The token is ours and goes no further; text passes as text."""
+    token, asked, heard = "0123456789abcdef", [], []
+
+    async def work():
+        async with moshi(heard, asked) as url, served(beside=url + behind, token=token) as there:
+            writer, back, beside = sphn.OpusStreamWriter(24_000), [], []
+            async with there.http.ws_connect(there.url + f"api/chat?voice=a%26b+c&token={token}&seed=1") as ws:
+                await ws.send_str("abc")
+                for _ in range(25):
+                    await ws.send_bytes(b"\x01" + writer.append_pcm(np.zeros(1920, np.float32)))
+                while not there.hub.boards:
+                    await asyncio.sleep(0.01)
+                (session,) = there.hub.boards.values()
+                while session.received_s < 1.9 or not back:
+                    message = await ws.receive()
+                    if message.type is aiohttp.WSMsgType.TEXT:
+                        back.append(message.data)
+                    elif message.data[:1] == b"\x04":
+                        beside.append(message.data)
+                assert session.ended is False
+            while not session.ended:
+                await asyncio.sleep(0.01)
+            assert back == ["cba"] and heard[0] == "abc" and asked == [{"voice": "a&b c", "seed": "1"}]
+            assert b'"type": "ready"' in beside[0] and not session.readers
 
     asyncio.run(asyncio.wait_for(work(), 30))
 

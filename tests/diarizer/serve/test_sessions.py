@@ -64,17 +64,20 @@ def test_what_waits_is_heard_a_second_at_a_time_and_only_with_its_like() -> None
         for _ in range(12):
             await session.push(tenth, RATE_HZ)
         await session.push(np.full(20_000, 0.2, np.float32), RATE_HZ)
+        await session.push(np.full(1600, 0.2, np.float32), 2 * RATE_HZ)
         await session.push(np.full(400, 3277, np.int16), RATE_HZ)
         await session.push(np.full((800, 2), 0.2, np.float32), RATE_HZ)
-        await session.push(np.full(1600, 0.2, np.float32), 2 * RATE_HZ)
         await session.push(np.zeros(0, np.float32), RATE_HZ)
         assert session.waiting_s == pytest.approx(1.3 + 2.5 + 0.05 + 0.1 + 0.1)
         live.go.set()
         await session.finalize()
         lengths = [((800,), "float32", RATE_HZ), ((8000,), "float32", RATE_HZ), ((1600,), "float32", RATE_HZ)]
-        lengths += [((8000,), "float32", RATE_HZ)] * 2 + [((4000,), "float32", RATE_HZ), ((400,), "int16", RATE_HZ)]
-        assert live.heard == [*lengths, ((800, 2), "float32", RATE_HZ), ((1600,), "float32", 2 * RATE_HZ)]
-        assert live.first == pytest.approx([0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 3277, 0.2, 0.2])
+        lengths += [((8000,), "float32", RATE_HZ)] * 2 + [
+            ((4000,), "float32", RATE_HZ),
+            ((1600,), "float32", 2 * RATE_HZ),
+        ]
+        assert live.heard == [*lengths, ((400,), "int16", RATE_HZ), ((800, 2), "float32", RATE_HZ)]
+        assert live.first == pytest.approx([0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 0.2, 3277, 0.2])
         assert (session.time_s, session.received_s, hub.counts.audio_s) == pytest.approx((4.05, 4.05, 4.05))
         assert session.waiting_s == 0 and hub.counts.engine_s > 0 and session.ended
         for refused in (session.push(tenth, RATE_HZ), session.rename("a", "b"), session.finalize(), session.reset()):
@@ -226,6 +229,7 @@ def test_what_still_has_audio_in_line_is_not_idle(monkeypatch: pytest.MonkeyPatc
         live.go.set()
         while not session.ended:
             await asyncio.sleep(0.01)
+        assert turns(session) == [(0.0, 0.5, "speaker1"), (0.5, 1.0, "speaker2")]
         assert kept(session)[-1]["why"] == "no audio came" and list(hub.boards.values()) == [session]
         session.readers.clear()
         while hub.boards:

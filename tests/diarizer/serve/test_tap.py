@@ -194,6 +194,53 @@ def test_names_are_given_between_steps():
     assert live.calls[1] == ("speaker1", "Ann")
 
 
+@pytest.mark.parametrize(("latency_s", "asked"), [(None, ()), (0.5, (0.5,))])
+def test_what_is_attached_hears_at_the_latency_asked_for(latency_s, asked):
+    """Sound too, where the run hears more than Mimi's frames; random numbers of the program are drawn as before."""
+    calls, told = [], []
+
+    def live(*latency: float, **settings: object) -> Frames:
+        calls.append((latency, settings))
+        torch.rand(3)
+        return Frames()
+
+    mimi = SimpleNamespace(dim=4, grid=SimpleNamespace(step_s=0.08))
+    for more in ({}, {"titanet": None}):
+        run = SimpleNamespace(path=Path("cascade"), features={"mimi": mimi, **more})
+        torch.manual_seed(7)
+        tap = attach(there := PlainMimi(), told.append, SimpleNamespace(run=run, live=live), latency_s=latency_s)
+        assert torch.initial_seed() == 7 and torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(7))
+        there.encode(piece(0.5, 2))
+        tap.detach()
+        assert [isinstance(call, tuple) for call in tap.live.calls if not isinstance(call, str)] == [False, True][: 1 + len(more)]  # fmt: skip
+    assert calls == [(asked, {"given": {"mimi": 0}})] * 2
+    assert [(update.time_s, update.final[0].end_s) for update in told] == [(0.16, 0.16)] * 2  # each update by itself
+
+
+def test_a_clock_that_began_earlier():
+    update = Update(3, 1.0, (LiveTurn(0.25, 0.5, "a", 0.9),), (LiveTurn(0.75, 1.0, "b", 0.5),))
+    later = Update(3, 3.5, (LiveTurn(2.75, 3.0, "a", 0.9),), (LiveTurn(3.25, 3.5, "b", 0.5),))
+    assert taps._later(update, 2.5) == later and taps._later(update, 0.0) == update
+
+
+def test_what_is_between_conversations_is_not_heard():
+    mimi, live, told, tap = tapped(gated=True)
+    mimi.encode(piece(1.0))
+    tap.begin()
+    mimi.encode(piece(2.0, 3))
+    tap.end()
+    mimi.encode(piece(3.0))
+    mimi.reset_streaming()
+    mimi.encode(piece(3.0))
+    tap.begin()
+    mimi.encode(piece(4.0))
+    tap.detach()
+    heard = [(len(frames), frames[0, 0]) for frames in live.calls if isinstance(frames, np.ndarray)]
+    assert heard == [(3, 4.0), (1, 8.0)]
+    assert [(heard_s, new) for _, heard_s, new in told if new] == [(0.0, True)] * 2
+    assert turns(told) == [(0.0, 0.24), (0.0, 0.08)] and tap.failures == 0
+
+
 def test_what_is_no_mimi_is_refused():
     def made(**features: object) -> object:
         return SimpleNamespace(run=SimpleNamespace(path=Path("cascade"), features=features))
