@@ -273,7 +273,7 @@ def test_many_names_are_counted_and_the_first_three_told(tmp_path: Path) -> None
     assert find(check_store(store.select(recording=["m0", "m1", "m2"])), "recordings in both").found == "3: m0, m1, m2"
 
 
-@pytest.mark.parametrize(("share", "copies"), [(0.005, True), (0.02, False)])
+@pytest.mark.parametrize(("share", "copies"), [(0.009, True), (0.0112, False)])
 def test_how_near_is_the_same(tmp_path: Path, share: float, copies: bool) -> None:
     """Means that differ by less than a hundredth of the spread, in utterances of as many frames."""
     vectors = np.random.default_rng(0).standard_normal((40, 16))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
+from evaluation.audit import check_run
 from evaluation.extraction import SYSTEMS, figures
 from evaluation.findings import findings
 from evaluation.rows import Row, RunFacts
@@ -184,3 +187,25 @@ def test_players_hold_the_sounds_of_the_first_run(tmp_path: Path) -> None:
     run.result["examples"][0]["file"] = "examples/absent"
     with pytest.raises(RunError, match="absent: missing or damaged"):
         players([Row([run], run.result)])
+
+
+# ---- its audit
+
+
+@pytest.mark.parametrize(("protocol", "level"), [("sound", "error"), ("reference", "warning")])
+def test_figures_and_speakers_of_an_extraction_are_audited(tmp_path: Path, protocol: str, level: str) -> None:
+    run = a_run(tmp_path / "run")
+    told = figures(VOICES, 2, 0)
+    specs = {name: {"spec": feature.to_json()} for name, feature in run.files.features.items()}
+    (run.files.path / "config.json").write_text(json.dumps({"protocol": protocol, "features": specs, "config": {}}))
+    (run.files.path / "result.json").write_text(json.dumps(run.result | {"extraction": told}))
+    names = json.dumps({"classes": ["b", "x", "c"]})
+    save_file({"w": np.zeros(1, np.float32)}, run.files.path / "model.safetensors", metadata={"whowhen": names})
+    found = {c.name.partition(": ")[2]: (c.found, c.expected, c.level) for c in check_run(run.files.path)}
+    assert found["test speakers that it was trained on"] == ("2: b, c", "none", level)
+    levels = {name.split(", ")[1]: level for name, (_, _, level) in found.items() if name.startswith("SI-SDRi")}
+    assert levels == dict.fromkeys([SYSTEMS[n] for n in ("mixture", "wrong", "enrolled", "oracle")], "ok")
+    told["enrolled"]["si_sdri"] += 0.25
+    (run.files.path / "result.json").write_text(json.dumps(run.result | {"extraction": told}))
+    (failed,) = [c for c in check_run(run.files.path) if c.level == "error" and "SI-SDRi" in c.name]
+    assert SYSTEMS["enrolled"] in failed.name and (failed.found, failed.expected) == ("3.0 dB", "3.2 dB")

@@ -56,6 +56,16 @@ def test_channels_that_change_become_voices_that_last(tmp_path):
     assert figures["whole"]["der"] < 0.06
     assert figures["whole"]["confusion"] < 0.01
     assert set(figures["whole"]) >= {"der", "missed_detection", "false_alarm", "confusion", "total_s"}
+    # once more by hand, with what was chosen
+    best = Stitching(**{k: v for k, v in figures["stitching"].items() if k not in ("dev_der", "overlaps")})
+    turns = [head.turns(head.active(head.hear(_reads(store, s), s.num_frames, "mimi"), best)[0]) for s in found.test]
+    truth = Truth(found.test, MIMI_GRID)
+    errors = truth.score(turns)
+    assert figures["whole"] == truth.total(turns).to_json() | {
+        "recordings": {n: e.to_json() for n, e in errors.items()}
+    }
+    chosen, told = whole.choose(head, store, found.dev)
+    assert chosen == best and (figures["stitching"]["dev_der"], figures["stitching"]["overlaps"]) == (told["der"], 2)
     # what was chosen is of dev alone
     again = measure_whole(head, store, found.dev, found.dev)
     assert again["stitching"] == figures["stitching"]
