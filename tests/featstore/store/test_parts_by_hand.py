@@ -17,12 +17,14 @@ import pytest
 import featstore
 from featstore import StoreError, Turn, files
 from featstore.facts import facts_of
-from featstore.store import changes, codebooks, layout, lock, metadata
+from featstore.store import changes, codebooks, commit, footer, layout, lock, metadata, tables
 from featstore.store.failures import Failures, settle
 from featstore.store.ids import Ids
 from featstore.store.labels import label_digests
 from featstore.store.tables import parquet_bytes, read_table, utterance_table
+from featstore.upkeep.compact import MERGED_BYTES
 from tests import codes
+from tests.conftest import ROOT
 from tests.featstore.store.test_store import fill, spec, utterance
 
 
@@ -351,3 +353,113 @@ def test_a_view_finds_no_more_than_it_shows(tmp_path: Path) -> None:
     assert view.utterance("u3") == store.utterance("u3")
     with pytest.raises(KeyError, match="'u0' is not in"):
         view.utterance("u0")
+
+
+def test_sizes_and_times_that_the_format_s_document_promises(tmp_path: Path) -> None:
+    told = (ROOT / "docs/store-format.md").read_text("utf-8")
+    with featstore.writer(tmp_path / "s", spec()) as out:
+        assert f"at most {out._part_bytes >> 20} MiB or half a minute" in told and out._part_seconds == 30.0
+    assert f"unless it is larger than {commit.CHUNK_BYTES >> 20} MiB" in told
+    assert f"neighbours up to {MERGED_BYTES >> 20} MiB each" in told
+
+
+def test_in_which_order_a_part_comes_and_goes() -> None:
+    """Its index last of all when it comes, its facts and seal before; the index first when it goes."""
+    part = layout.PartFiles("mimi", "p")
+    inside = [
+        f"{part.folder}/{name}"
+        for name in ("zarr.json", "std/zarr.json", "frames/c/1/0", "mean/c/0/0", "frames/zarr.json")
+    ]
+    inside += [f"{part.folder}/frames/c/0/0"]
+    assert part.in_order(inside) == [
+        *(f"features.zarr/mimi/p/{name}" for name in ("frames/c/0/0", "frames/c/1/0", "mean/c/0/0")),
+        *("features.zarr/mimi/p/frames/zarr.json", "features.zarr/mimi/p/std/zarr.json"),
+        *("utterances/p.parquet", "features.zarr/mimi/p/zarr.json", "index/mimi/p.parquet"),
+    ]
+    assert part.removal == ("index/mimi/p.parquet", "utterances/p.parquet", "features.zarr/mimi/p")
+
+
+def test_what_a_listing_shows_as_committed() -> None:
+    """What an index names, in order of names; a feature may have no part, a part may lack files."""
+    names = [
+        *(
+            "features.zarr/zarr.json",
+            "features.zarr/b/zarr.json",
+            "features.zarr/a/zarr.json",
+            "features.zarr/a/p2/zarr.json",
+        ),
+        *(
+            "features.zarr/a/p2/frames/c/0/0",
+            "features.zarr/a/p9/frames/c/0/0",
+            "index/a/p2.parquet",
+            "index/a/p1.parquet",
+        ),
+        *(
+            "index/a/.p3.parquet",
+            "index/a/p4.tmp",
+            "index/deep/a/p5.parquet",
+            "utterances/p2.parquet",
+            "utterances/p7.parquet",
+        ),
+        *("codebooks/a.safetensors", "changes/c.parquet", "features.zarr/a/README"),
+    ]
+    listing = {name: size for size, name in enumerate(names, 10)}
+    assert layout.committed_in(listing) == {
+        "a": {
+            "p1": {"index/a/p1.parquet": 17},
+            "p2": {
+                **{
+                    "features.zarr/a/p2/frames/c/0/0": 14,
+                    "utterances/p2.parquet": 21,
+                    "features.zarr/a/p2/zarr.json": 13,
+                },
+                "index/a/p2.parquet": 16,
+            },
+        },
+        "b": {},
+    }
+    found = layout.committed_in(listing)["a"]
+    assert list(found) == ["p1", "p2"] and list(found["p2"])[-1] == "index/a/p2.parquet"
+
+
+def test_footers_are_read_as_pyarrow_reads_them(tmp_path: Path) -> None:
+    """Values and bytes of every column of every row group, and whether it has a dictionary."""
+    some = [utterance(f"u{k}", turns=tuple(Turn(i, i + 1, f"s{i}") for i in range(k % 4))) for k in range(40)]
+    table = utterance_table(some)
+    for dictionary in (True, False, ["speaker"]):
+        pq.write_table(table, tmp_path / "t", row_group_size=15, use_dictionary=dictionary, compression="zstd")
+        meta = pq.ParquetFile(tmp_path / "t").metadata
+        expected = []
+        for group in range(meta.num_row_groups):
+            for at in range(meta.num_columns):
+                c = meta.row_group(group).column(at)
+                has = c.has_dictionary_page
+                expected.append(footer.Column(c.path_in_schema, c.num_values, c.total_uncompressed_size, has))
+        assert footer.read_columns((tmp_path / "t").read_bytes()) == expected and len(expected) == 3 * 10
+    data = (tmp_path / "t").read_bytes()
+    for bad in (b"", b"PAR1", data[:-1], data[:-4] + b"PAR2", data[:-8] + (len(data)).to_bytes(4, "little") + b"PAR1"):
+        with pytest.raises(ValueError, match="no Parquet file, or cut short"):
+            footer.read_columns(bad)
+    with pytest.raises(ValueError, match="its footer is damaged"):
+        footer.read_columns(data[:-60] + bytes([255]) * 52 + data[-8:])
+
+
+def test_claims_that_no_file_of_that_size_holds() -> None:
+    """64 values a byte at most, but 65,536 of any file; a gigabyte a column; row groups add up."""
+
+    def claim(*columns: tuple[str, int, int], size: int = 100) -> None:
+        tables._check_claims([footer.Column(*c, dictionary=False) for c in columns], size)
+
+    claim(("id", 65536, 1 << 30), ("split", 65536, 1))
+    claim(("id", 640_000, 1), size=10_000)
+    for columns, size in (
+        ([("id", 65537, 1)], 100),
+        ([("id", 640_001, 1)], 10_000),
+        ([("id", 1, (1 << 30) + 1)], 100),
+        ([("id", 40000, 1), ("id", 40000, 1)], 100),
+        ([("id", 1, 1 << 29), ("x", 1, 1), ("id", 1, (1 << 29) + 1)], 100),
+        ([("id", -1, 1)], 100),
+        ([("id", 1, -1)], 100),
+    ):
+        with pytest.raises(ValueError, match=f"{size} bytes that claim .* in 'id'"):
+            claim(*columns, size=size)

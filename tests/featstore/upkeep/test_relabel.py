@@ -302,6 +302,7 @@ def test_what_a_relabel_tells(store: Path) -> None:
             {"before": "train", "after": "dev", "utterances": 2}, {"before": "test", "after": "dev", "utterances": 1}
         ],
     }  # fmt: skip
+    assert done.first == {"split": ("u01", "train", "dev")}
 
 
 def test_what_a_removal_tells(store: Path, tmp_path: Path) -> None:
@@ -327,6 +328,14 @@ def test_audio_that_moved(store: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["relabel", str(store), "--audio-root", f"/audio/={tmp_path}", "--json"])
     assert json.loads(result.stdout)["by_label"] == {"audio": 12}
     assert featstore.open(store).utterance("u07").audio == str(tmp_path / "7.wav")
+    (tmp_path / "deep").mkdir()
+    for i in range(12):
+        (tmp_path / "deep" / f"{i}.wav").touch()
+    moved = move_audio(store, f"{tmp_path}//", f"{tmp_path}/deep/")
+    assert (moved.changed, dict(moved.by_label)) == (12, {"audio": 12})
+    assert featstore.open(store).utterance("u07").audio == str(tmp_path / "deep" / "7.wav")
+    with pytest.raises(StoreError, match=r"12 audio file\(s\) of it are not in /, the first is /"):
+        move_audio(store, str(tmp_path), "/")
 
 
 def test_copies_carry_what_was_put_right(store: Path, tmp_path: Path) -> None:
