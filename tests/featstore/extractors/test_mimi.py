@@ -15,6 +15,7 @@ from featstore.extractors import ExtractorError, create, mimi, sources, weights
 from featstore.extractors.device import agreement, probe_wave
 from featstore.extractors.mimi_stream import MimiStream
 from featstore.testing import check_extractor, speech_like
+from featstore.types import MIMI_GRID
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,34 @@ def test_mimi_frames_are_moshis(nano_mimi: mimi.MimiExtractor, samples: int) -> 
     (frames,) = nano_mimi.extract([wave])
     assert len(frames) == -(-samples // 1920)
     np.testing.assert_allclose(frames, _moshi(model, wave), atol=1e-5)
+
+
+def test_the_published_mimi_is_moshis() -> None:
+    """Its configuration, weights and rates as moshi's own loader has them; the small one differs in sizes alone."""
+    from moshi.models import loaders
+
+    assert loaders._mimi_config == mimi.MIMI_FULL
+    assert (loaders.MIMI_NAME, f"hf:{loaders.DEFAULT_REPO}") == (mimi.WEIGHTS_FILE, mimi.DEFAULT_WEIGHTS)
+    assert (mimi.SAMPLE_RATE_HZ, mimi.SAMPLE_RATE_HZ / mimi.FRAME_SAMPLES) == (loaders.SAMPLE_RATE, loaders.FRAME_RATE)
+    assert (
+        1 / MIMI_GRID.step_s == pytest.approx(loaders.FRAME_RATE) and MIMI_GRID.first_centre_s * 2 == MIMI_GRID.step_s
+    )
+    differ = {
+        (part, key)
+        for part, values in mimi.MIMI_FULL.items()
+        if isinstance(values, dict)
+        for key in values
+        if values[key] != mimi.MIMI_NANO[part][key]
+    }
+    assert differ == {
+        *(("seanet", "n_filters"), ("quantizer", "dimension"), ("quantizer", "n_q"), ("quantizer", "bins")),
+        *(("transformer", key) for key in ("d_model", "num_heads", "num_layers", "dim_feedforward")),
+    }
+    sizes = [
+        sum(p.numel() for name, p in mimi.build_mimi(config, "meta").named_parameters() if name.startswith(encoder))
+        for config, encoder in ((mimi.MIMI_FULL, ""), (mimi.MIMI_NANO, ("encoder", "downsample")))
+    ]
+    assert [round(size / 1e6, 1) for size in sizes] == [79.3, 3.1]
 
 
 def _with_old_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -72,6 +72,66 @@ def test_titanet_published_size() -> None:
     assert sum(value.numel() for value in model.parameters()) == 23_505_648
 
 
+def test_the_published_titanet_is_nvidias() -> None:
+    """As in NeMo's titanet-large.yaml; a row a block: filters, kernel, repeat, dropout, residual."""
+    full, nano = titanet_nemo.TITANET_FULL, titanet_nemo.TITANET_NANO
+    for config, filters, repeat, last, attention, classes in (
+        (full, 1024, 3, 3072, 128, 7205),
+        (nano, 128, 2, 384, 64, 2),
+    ):
+        rows = [
+            (b["filters"], b["kernel"], b["repeat"], b["dropout"], b["residual"]) for b in config["encoder"]["jasper"]
+        ]
+        assert rows == [
+            (filters, [3], 1, 0.0, False),
+            *((filters, [kernel], repeat, 0.1, True) for kernel in (7, 11, 15)),
+            (last, [1], 1, 0.0, False),
+        ]
+        same = {
+            (*b["stride"], *b["dilation"], b["separable"], b["se"], b["se_context_size"])
+            for b in config["encoder"]["jasper"]
+        }
+        assert same == {(1, 1, True, True, -1)}
+        encoder, decoder, mel = config["encoder"], config["decoder"], config["preprocessor"]
+        assert (encoder["feat_in"], encoder["activation"], encoder["conv_mask"]) == (80, "relu", True)
+        assert (decoder["feat_in"], decoder["attention_channels"], decoder["num_classes"]) == (last, attention, classes)
+        assert (decoder["emb_sizes"], decoder["pool_mode"], decoder["angular"]) == (192, "attention", True)
+        assert (mel["features"], mel["n_fft"], mel["window_size"], mel["window_stride"]) == (80, 512, 0.025, 0.01)
+        assert (mel["normalize"], mel["window"], mel["sample_rate"], mel["frame_splicing"]) == (
+            "per_feature",
+            "hann",
+            16000,
+            1,
+        )
+        assert mel["dither"] == 1e-5 and config["sample_rate"] == 16000
+    assert titanet.DEFAULT_WEIGHTS == "hf:nvidia/speakerverification_en_titanet_large"
+    assert titanet.WEIGHTS_FILE == "speakerverification_en_titanet_large.nemo"
+
+
+def test_what_is_taken_of_a_strangers_configuration() -> None:
+    """The three parts of a TitaNet, of whatever package they say they are; a head is angular where its loss was."""
+    full = titanet_nemo.TITANET_FULL
+    parts = {**full, "labels": ["a"], "train_ds": {}, "encoder": {**full["encoder"], "_target_": "x.y.ConvASREncoder"}}
+    for loss, angular in (
+        (None, False),
+        ({"_target_": "nemo.collections.asr.losses.AngularSoftmaxLoss"}, True),
+        ({"_target_": "nemo.core.CrossEntropyLoss"}, False),
+        ("angular", False),
+    ):
+        found = titanet_nemo._safe_config(
+            {**parts, "loss": loss, "decoder": {**full["decoder"], "angular": False}}, "name"
+        )
+        assert set(found) == {"sample_rate", "preprocessor", "encoder", "decoder"}
+        assert found["encoder"]["_target_"] == "nemo.collections.asr.modules.ConvASREncoder"
+        assert found["decoder"]["angular"] is angular and full["encoder"]["_target_"].startswith("nemo.")
+    for section, value, says in (
+        ("decoder", None, "name: decoder: expected a TitaNet's SpeakerDecoder, found nothing"),
+        ("encoder", {"_target_": "os.system"}, "name: encoder: expected a TitaNet's ConvASREncoder, found system"),
+    ):
+        with pytest.raises(sources.WeightsError, match=says):
+            titanet_nemo._safe_config({**full, section: value}, "name")
+
+
 def test_titanet_holds_the_contract(nano_titanet: titanet.TitaNetExtractor) -> None:
     check_extractor(nano_titanet)
     spec = nano_titanet.spec

@@ -438,3 +438,78 @@ def test_stores_that_contradict_each_other_are_not_merged(store: Path, tmp_path:
     with pytest.raises(StoreError, match=r"utterance 'u11' has speaker 's' in .* and 'None' in"):
         merge([store, tmp_path / "c"], tmp_path / "all")
     assert not (tmp_path / "all").exists()
+
+
+def test_nobody_changes_a_store_that_something_writes_to(store: Path, tmp_path: Path) -> None:
+    for i in range(12):
+        (tmp_path / f"{i}.wav").touch()
+    fill(tmp_path / "all", first=30, count=1)
+    works = (
+        lambda: relabel(store, [correct("u03", split="dev")]),
+        lambda: move_audio(store, "/audio", str(tmp_path)),
+        lambda: remove(store, ["u03"]),
+        lambda: merge([tmp_path / "all"], store),
+    )
+    root = (store / layout.ROOT).read_bytes()
+    with featstore.writer(store, spec("mimi")):
+        for work in works:
+            with pytest.raises(StoreError, match="something else is writing to it or repairing it"):
+                work()
+        assert merge([store], tmp_path / "copy").utterances == 12  # to be copied is no change
+    assert (store / layout.ROOT).read_bytes() == root and len(featstore.open(store)) == 12
+    for work in works:
+        work()
+    now = featstore.open(store)
+    assert (len(now), now.utterance("u05").audio, "u03" in now) == (12, str(tmp_path / "5.wav"), False)
+
+
+def test_a_store_by_another_name_is_the_same_store(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(store)
+    monkeypatch.chdir(tmp_path)
+    parts = verify(store).parts
+    for name in (tmp_path / "link", Path("s"), tmp_path / "x" / ".." / "s"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        done = merge([name], store)
+        assert (done.parts, done.parts_there, done.bytes, done.utterances) == (0, 0, 0, 12)
+    assert verify(store).parts == parts
+
+
+def test_each_of_many_stores_is_held_against_all_others(store: Path, tmp_path: Path) -> None:
+    """The first and the third contradict each other, of whom the second knows nothing; and one that is there already."""
+    fill(tmp_path / "b", first=20, count=2)
+    fill(tmp_path / "c", first=11, count=2)
+    relabel(tmp_path / "c", [correct("u11", recording="z")])
+    with pytest.raises(
+        StoreError, match=r"utterance 'u11' has recording 'r11' in .*/s and 'z' in .*/c; one id must mean one"
+    ):
+        merge([store, tmp_path / "b", tmp_path / "c"], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+    merge([store, tmp_path / "b"], tmp_path / "all")
+    with pytest.raises(StoreError, match=r"'u11' has recording 'r11' in .*/all and 'z' in .*/c"):
+        merge([tmp_path / "c"], tmp_path / "all")
+    for name in ("b", "c"):
+        other = tmp_path / f"other-{name}"
+        with featstore.writer(
+            other, FeatureSpec("third", 2, "float32", 16000, featstore.MIMI_GRID, name, name * 64)
+        ) as out:
+            out.add(Utterance(f"only-{name}", "x.wav", 0.0, 0.8, "r"), np.ones((2, 2)))
+    with pytest.raises(featstore.FingerprintMismatch, match=r"feature 'third' in .*/other-b holds weights bbbbbbbb…"):
+        merge([tmp_path / "other-b", store, tmp_path / "other-c"], tmp_path / "new")
+    assert merge([tmp_path / "other-b", store], tmp_path / "new").utterances == 13
+
+
+def test_a_change_that_is_damaged_is_not_merged(store: Path, tmp_path: Path) -> None:
+    relabel(store, [correct("u03", split="dev")])
+    opened = (store / layout.change_path(metadata.check_version(store)[0])).read_bytes()
+    fill(tmp_path / "b", first=20, count=1)
+    (name,) = metadata.check_version(store)
+    path = store / layout.change_path(name)
+    path.write_bytes(opened[:50] + bytes([opened[50] ^ 1]) + opened[51:])
+    with pytest.raises(StoreError, match="not the change that was committed"):
+        merge([tmp_path / "b", store], tmp_path / "all")
+    path.write_bytes(opened)
+    assert merge([tmp_path / "b", store], tmp_path / "all").utterances == 13
+    assert metadata.check_version(tmp_path / "all") == (name,)
+    assert (tmp_path / "all" / layout.change_path(name)).read_bytes() == opened
