@@ -159,6 +159,7 @@ def test_a_damaged_store_is_not_exported(tmp_path: Path, exported: Path) -> None
         ("negative", "feature 'mimi': num_frames do not add up to"),
         ("one frame less", "feature 'mimi': num_frames do not add up to"),
         ("chunked", "feature 'mimi': frames are not stored whole"),
+        ("somebody's file", "feature 'mimi': frames are not stored whole"),
         ("dataset for a group", "expected 'mimi' to be a Group"),
         ("group for a dataset", "expected 'num_frames' to be a Dataset"),
         ("texts of one length", "expected 'id' to be a stored list of texts"),
@@ -190,6 +191,10 @@ def test_what_an_export_never_holds(tmp_path: Path, exported: Path, damage: str,
             put("num_frames", [num[0] - 1, *num[1:]])
         elif damage == "chunked":
             put("frames", frames, chunks=(4, 8), compression="gzip")
+        elif damage == "somebody's file":  # whose bytes would come out of the store as frames
+            (tmp_path / "secret").write_bytes(frames.tobytes())
+            del group["frames"]
+            group.create_dataset("frames", frames.shape, "f2", external=[(tmp_path / "secret", 0, frames.nbytes)])
         elif damage == "dataset for a group":
             del file["features/mimi"]
             file["features/mimi"] = [1]

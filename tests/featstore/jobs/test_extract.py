@@ -34,6 +34,7 @@ from featstore.jobs.result import Result
 from featstore.store import lock
 from featstore.store.failures import Failures, settle
 from featstore.upkeep import verify as integrity
+from tests import codes
 from tests.conftest import ROOT
 from tests.fakes import FakeExtractor, forkserver, slow_extraction, tone
 
@@ -592,3 +593,64 @@ def test_an_encoder_that_tells_is_heard_and_stopped(tmp_path: Path) -> None:
         extract(utterances, fake, tmp_path / "t", batch_s=0.1, progress=stop)
     with pytest.raises(InterruptedError):  # from a thread that is still at it
         fake.told(1.0)
+
+
+def test_no_more_is_decoded_ahead_than_there_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featstore.jobs.pipeline.AHEAD_BATCHES", 2)
+    waiting: list[int] = []
+    submit = Pipeline.submit
+
+    def log(self: Pipeline, batch: list[Utterance], wanted: object) -> None:
+        submit(self, batch, wanted)
+        waiting.append(self.waiting)
+
+    monkeypatch.setattr(Pipeline, "submit", log)
+    assert extract(corpus(tmp_path), FakeExtractor(), tmp_path / "s", batch_s=0.1).done == 12
+    assert waiting == [1, *[2] * 11]
+
+
+def test_failures_are_on_the_disk_with_the_commit(tmp_path: Path) -> None:
+    utterances = corpus(tmp_path, 2)
+    Path(utterances[0].audio).unlink()
+    with Pipeline(FakeExtractor(), tmp_path / "s", 1) as pipeline:
+        pipeline.submit(utterances, {"u0", "u1"})
+        pipeline.step()
+        pipeline.drain()
+        assert [f["id"] for f in failures_of(tmp_path / "s")] == ["u0"] and featstore.open(tmp_path / "s").ids == ["u1"]
+        assert (pipeline.encoded, pipeline.waiting, pipeline.result.done) == (1, 0, 1)
+
+
+def test_an_error_of_the_system_without_a_number_is_bad_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what says that the disk fails puts the others off."""
+    utterances = corpus(tmp_path, 3)
+    for error, put_off in (
+        (OSError("of a library"), 0),
+        (OSError(errno.EACCES, "no"), 0),
+        (OSError(errno.EIO, "bad"), 2),
+    ):
+        real = audio._open
+
+        def opened(name: str, error: OSError = error, real: object = real) -> sf.SoundFile:
+            if name == utterances[1].audio:
+                raise error
+            return real(name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(audio, "_open", opened)
+            result = extract(utterances, FakeExtractor(), tmp_path / f"{put_off}{error}", batch_s=100)
+        assert (result.put_off, result.done, [f["id"] for f in result.failures]) == (put_off, 2 - put_off, ["u1"])
+
+
+def test_codes_bring_their_codebooks_into_the_store(tmp_path: Path) -> None:
+    books = codes.codebooks()
+
+    class Coder:
+        spec = codes.spec(books, weights="random:0")
+        codebooks = books
+
+        def extract(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+            return [np.full((3, 3), len(wave) % 16, np.int16) for wave in waves]
+
+    utterances = corpus(tmp_path, 2)
+    assert extract(utterances, Coder(), tmp_path / "s").done == 2
+    assert featstore.open(tmp_path / "s").codebooks("mimi-codes").sha256 == books.sha256

@@ -231,3 +231,58 @@ def test_a_channel_is_drawn_for_each_session_and_the_level_is_its_own() -> None:
     assert -45.5 < min(levels) < -40 and -30 < max(levels) < -24.5
     session, _, facts = mix(talk(), replace(TALK, level_db=(3, 3)), np.random.default_rng(0), 30 * RATE, [], [])
     assert np.abs(session).max() == pytest.approx(0.99) and facts["level_db"] < 0  # as loud as can be
+
+
+def test_each_kind_of_noise_is_in_its_share_of_the_sessions() -> None:
+    """Over 400 sessions; a share of 0 is in none, of 1 in all."""
+    noise = Noise(coloured=0.25, hum=0.75, snr_db=(5.0, 5.0))
+    counts = {"coloured": 0, "hum": 0, "": 0}
+    for seed in range(400):
+        session = np.zeros(800, np.float32)
+        facts = noise_module.add_noise(session, 0.01, noise, np.random.default_rng(seed), RATE, [], [])
+        kinds = set(facts) - {"asked_snr_db", "snr_db"}
+        assert kinds <= {"coloured", "hum"} and session.any() == bool(kinds)
+        for kind in kinds or {""}:
+            counts[kind] += 1
+    assert counts["coloured"] / 400 == pytest.approx(0.25, abs=0.06) and counts["hum"] / 400 == pytest.approx(
+        0.75, abs=0.06
+    )
+    assert counts[""] / 400 == pytest.approx(0.75 * 0.25, abs=0.06)
+    always = replace(noise, coloured=1.0, hum=0.0)
+    for seed in range(40):
+        facts = noise_module.add_noise(
+            np.zeros(800, np.float32), 0.01, always, np.random.default_rng(seed), RATE, [], []
+        )
+        assert set(facts) == {"coloured", "asked_snr_db", "snr_db"} and facts["coloured"] == {"snr_db": 5.0}
+        assert (facts["asked_snr_db"], facts["snr_db"]) == pytest.approx((5.0, 5.0), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "coding", "rate", "quality"),
+    [
+        ("ulaw", "WAV", "ULAW", 8000, {}),
+        ("alaw", "WAV", "ALAW", 8000, {}),
+        ("gsm", "WAV", "GSM610", 8000, {}),
+        ("opus", "OGG", "OPUS", 16000, {"compression_level": 0.9}),
+        ("mp3", "MP3", "MPEG_LAYER_III", 16000, {"compression_level": 0.9}),
+    ],
+)
+def test_a_codec_is_the_one_it_is_called(
+    tmp_path: Path, codec: str, container: str, coding: str, rate: int, quality: dict
+) -> None:
+    """At its own rate nothing is resampled: libsndfile's file of it, read back."""
+    wave = (0.2 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)).astype(np.float32)
+    soundfile.write(tmp_path / "a", wave, rate, format=container, subtype=coding, **quality)
+    expected = soundfile.read(tmp_path / "a", dtype="float32")[0][: len(wave)]
+    found = channel.coded(wave, rate, codec)
+    np.testing.assert_array_equal(found[: len(expected)], expected)
+    assert len(found) == len(wave) and not found[len(expected) :].any()
+
+
+def test_a_channel_that_cuts_nothing_says_what_it_passes() -> None:
+    """Up to half the sampling rate, whatever it was asked to pass beyond that."""
+    recipe = replace(TALK, channel=Channel())
+    session, _, facts = mix(talk(5.0), recipe, np.random.default_rng(0), 5 * RATE, [], [])
+    dry, _, _ = mix(talk(5.0), TALK, np.random.default_rng(0), 5 * RATE, [], [])
+    assert facts["channel"] == {"band_hz": [0.0, 4000.0], "codec": "none"}
+    np.testing.assert_array_equal(session, dry)

@@ -698,3 +698,31 @@ def test_real_speech(tmp_path: Path, speech_dir: Path) -> None:
     assert report.got_overlap == pytest.approx(0.25, abs=0.03)
     assert report.got_silence == pytest.approx(0.15, abs=0.03)
     assert all(len({t.speaker for t in s.turns}) == 4 for s in read_manifest(tmp_path / "manifest.jsonl"))
+
+
+def test_opus_files_take_twelve_kilobits_a_second(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    speech = np.concatenate([rng.normal(0, 0.05 * (k % 3), 1600) for k in range(100)]).astype(np.float32)
+    write_audio(tmp_path / "a.opus", speech, 16_000, "opus")
+    assert (tmp_path / "a.opus").stat().st_size * 8 / 10 == pytest.approx(12_000, rel=0.3)
+    info = soundfile.info(tmp_path / "a.opus")
+    assert (info.format, info.subtype, info.channels, info.frames) == ("OGG", "OPUS", 1, 160_000)
+
+
+def test_what_failed_is_listed_once_however_often_it_is_tried(
+    tmp_path: Path, corpus: list[Utterance], recipe: Recipe
+) -> None:
+    """One speaker's files are gone: sessions that draw that speaker fail, again and again, and count as none made."""
+    gone = corpus[0].speaker
+    spoilt = [replace(u, audio=str(tmp_path / f"{u.id}.wav")) if u.speaker == gone else u for u in corpus]
+    recipe = replace(recipe, sessions=8, speakers=(2, 3))
+    first = simulate(spoilt, recipe, tmp_path / "out", seed=1, split="train")
+    lines = (tmp_path / "out" / "failures.jsonl").read_text().splitlines()
+    failed = {json.loads(line)["id"] for line in lines}
+    sessions = {id for id in failed if id.startswith(recipe.name)}
+    assert 0 < len(sessions) < 8 and first.sessions == first.made_now == 8 - len(sessions)
+    assert failed - sessions == {u.id for u in corpus if u.speaker == gone}
+    assert len(lines) == len(set(lines)) == len(failed) and first.failures == [json.loads(line) for line in lines]
+    again = simulate(spoilt, recipe, tmp_path / "out", seed=1, split="train")
+    assert (again.made_now, again.sessions) == (0, first.sessions)
+    assert (tmp_path / "out" / "failures.jsonl").read_text().splitlines() == lines

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from featstore.store.ids import Ids
 from featstore.store.labels import label_digests
 from featstore.store.tables import parquet_bytes, read_table, utterance_table
 from featstore.upkeep.compact import MERGED_BYTES
+from featstore.upkeep.merge import merge
 from tests import codes
 from tests.conftest import ROOT
 from tests.featstore.store.test_store import fill, spec, utterance
@@ -463,3 +465,68 @@ def test_claims_that_no_file_of_that_size_holds() -> None:
     ):
         with pytest.raises(ValueError, match=f"{size} bytes that claim .* in 'id'"):
             claim(*columns, size=size)
+
+
+def test_deviations_are_computed_in_double(tmp_path: Path) -> None:
+    """Around a million, float32 is a sixteenth apart: its own mean would make 0.036 of this deviation."""
+    wide = replace(spec(dim=1), dtype="float32")
+    values = [1e6, 1e6 + 0.0625, 1e6 + 0.0625]
+    with featstore.writer(tmp_path / "s", wide) as out:
+        out.add(utterance("a"), np.array(values)[:, None])
+    store = featstore.open(tmp_path / "s")
+    assert store.pooled("mimi", ["a"], "std")[0, 0] == pytest.approx(statistics.pstdev(values), rel=1e-5)
+    assert store.pooled("mimi", ["a"])[0, 0] == np.float32(statistics.fmean(values))
+
+
+def test_a_store_of_another_version_is_left_as_it_is(tmp_path: Path) -> None:
+    fill(tmp_path / "s", count=1)
+    (tmp_path / "s" / layout.ROOT).write_bytes(metadata.group_json({"whowhen_store": 99}))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(metadata.OtherVersion, match="version 99"):
+        featstore.writer(tmp_path / "s", spec("titanet", 4))
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(StoreError, match="expected a store's folder, found a file"):
+        featstore.writer(tmp_path / "file", spec())
+
+
+def test_a_part_that_is_moved_in_is_committed_by_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index comes last; a folder that a kill has left in the way makes room."""
+    fill(tmp_path / "s", part_bytes=600)
+    moved: list[str] = []
+    real = os.replace
+
+    def log(source: Path, target: Path) -> None:
+        real(source, target)
+        moved.append(Path(target).relative_to(tmp_path / "out").as_posix())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", log)
+        merge([tmp_path / "s"], tmp_path / "out")
+    parts = featstore.open(tmp_path / "s").index("mimi").part_names
+    expected = []
+    for part in parts:
+        expected += [f"features.zarr/mimi/{part}", f"utterances/{part}.parquet", f"index/mimi/{part}.parquet"]
+    assert len(parts) > 1 and [name for name in moved if name.split("/")[-1].startswith(tuple(parts))] == expected
+    (tmp_path / "out" / expected[-1]).unlink()
+    (tmp_path / "out" / expected[-3] / "frames" / "c" / "0" / "0").unlink()
+    assert merge([tmp_path / "s"], tmp_path / "out").parts == 1
+    out = featstore.open(tmp_path / "out", verify=True)
+    assert [out.frames("mimi", id).tolist() for id in out.ids] == [
+        featstore.open(tmp_path / "s").frames("mimi", id).tolist() for id in out.ids
+    ]
+
+
+def test_what_a_part_lacks_is_seen_without_reading_it(tmp_path: Path) -> None:
+    fill(tmp_path / "s")
+    (part,) = featstore.open(tmp_path / "s").index("mimi").parts
+    (folder,) = (p.parent for p in (tmp_path / "s").glob("features.zarr/mimi/*/frames"))
+    assert part.lacking() == []
+    data = (folder / "mean/c/0/0").read_bytes()
+    (folder / "mean/c/0/0").write_bytes(data[:-1])
+    (folder / "std/c/0/0").write_bytes(data + b"x")
+    assert part.lacking() == ["mean/c/0/0", "std/c/0/0"]
+    (folder / "mean/c/0/0").write_bytes(bytes(len(data)))
+    (folder / "std/c/0/0").write_bytes(data)
+    (folder / "frames/c/0/0").unlink()
+    assert part.lacking() == ["frames/c/0/0"]

@@ -310,3 +310,14 @@ def test_facts_come_from_the_parts_that_were_checked(tmp_path: Path) -> None:
     (merged,) = layout.committed(tmp_path, "mimi")
     facts = read_table(layout.utterances_dir(tmp_path) / f"{merged}.parquet", layout.UTTERANCE_SCHEMA)
     assert facts["recording"].to_pylist() == [f"r{i}" for i in range(4)]
+
+
+def test_of_copies_the_small_parts_go(tmp_path: Path) -> None:
+    spec = FeatureSpec("mimi", 1, "float16", 24000, MIMI_GRID, "mimi", "0" * 64, {})
+    metadata.create(tmp_path / "s", spec)
+    for part, numbers in (("A", (1,)), ("B", (1, 2)), ("C", (2,))):
+        commit_part(
+            tmp_path / "s", spec, part, [utterance(i) for i in numbers], [np.ones((1, 1), "<f2")] * len(numbers)
+        )
+    assert compact.compact(tmp_path / "s", part_bytes=1).parts_after == 1
+    assert part_names(tmp_path / "s") == ["B"] and featstore.open(tmp_path / "s").ids == ["u001", "u002"]

@@ -513,3 +513,11 @@ def test_a_change_that_is_damaged_is_not_merged(store: Path, tmp_path: Path) -> 
     assert merge([tmp_path / "b", store], tmp_path / "all").utterances == 13
     assert metadata.check_version(tmp_path / "all") == (name,)
     assert (tmp_path / "all" / layout.change_path(name)).read_bytes() == opened
+
+
+def test_no_name_and_an_empty_one_are_the_same_nobody(tmp_path: Path) -> None:
+    for name, speaker in (("a", None), ("b", "")):
+        with featstore.writer(tmp_path / name, spec("mimi" if name == "a" else "titanet")) as out:
+            out.add(Utterance("u", "u.wav", 0.0, 0.8, "r", speaker), np.ones((2, 4)))
+    assert merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all").utterances == 1
+    assert sorted(featstore.open(tmp_path / "all").features) == ["mimi", "titanet"]
