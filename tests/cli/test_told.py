@@ -389,9 +389,10 @@ def test_what_verify_tells(tmp_path: Path, replace_with) -> None:
     specs = [Finding(f"f{k}", "", "spec", remedy="move", paths=("s",)) for k in range(4)]
     root = [Finding("", "", "edited", remedy="write", paths=("features.zarr/zarr.json",))]
     later = [Finding("mimi", f"r{k}", "not now") for k in range(5)]
-    read = {("mimi", "p0"): (5, 1_000_000), ("mimi", "p1"): (6, 1_540_000)}
+    read = {("mimi", "p0"): 1_000_000, ("mimi", "p1"): 1_540_000}
+    ids = set("abcdefghijk")
     mended = [*broken, *left, *specs, *root]
-    calls = replace_with("featstore.upkeep.verify.verify", Report(read, [*mended, *later]))
+    calls = replace_with("featstore.upkeep.verify.verify", Report(read, ids, [*mended, *later]))
     s = tmp_path / "s"
     size = "11 utterances in 2 parts, 2.5 MB of frames"
     lines = [
@@ -413,24 +414,24 @@ def test_what_verify_tells(tmp_path: Path, replace_with) -> None:
     figures = {key: as_json[key] for key in ("parts", "utterances", "bytes", "repaired", "busy")}
     assert figures == {"parts": 2, "utterances": 11, "bytes": 2_540_000, "repaired": False, "busy": False}
     assert calls == [((s,), {"repair": False})] * 2
-    calls.answer = Report(read, [*mended, *later], mended)
+    calls.answer = Report(read, ids, [*mended, *later], mended)
     told = run("verify", s, "--repair", code=2).stdout.splitlines()
     assert told[-1] == (
         f"{s}: repaired: 2 damaged parts set aside in {s / 'damaged'}, 3 leftovers cleaned up, 4 damaged specs set aside "
         f"(extract again with the same command), 1 zarr.json of the store written anew, 5 left as they are; {size} read"
     )
-    calls.answer = Report(read, mended, mended)
+    calls.answer = Report(read, ids, mended, mended)
     told = run("verify", s, "--repair", "--json")  # all of it is mended
     assert calls[-1] == ((s,), {"repair": True}) and json.loads(told.stdout)["repaired"] is True
-    calls.answer = Report(read, later)
+    calls.answer = Report(read, ids, later)
     assert run("verify", s, code=2).stdout.endswith(f"{s}: 5 findings; {size} read.\n")  # no advice helps
-    calls.answer = Report(read, left, busy=True)
+    calls.answer = Report(read, ids, left, busy=True)
     told = run("verify", s).stdout.splitlines()
     assert told[0] == "unfinished mimi/q0: half"
     assert told[-1] == f"{s}: 3 unfinished parts, something is writing now; {size} read"
-    calls.answer = Report(read, [*left, *broken], busy=True)
+    calls.answer = Report(read, ids, [*left, *broken], busy=True)
     run("verify", s, code=2)
-    calls.answer = Report(read)
+    calls.answer = Report(read, ids)
     assert run("verify", s).stdout == f"{s}: whole: {size}, every checksum right\n"
 
 
