@@ -212,7 +212,15 @@ def test_whole_recordings_stand_beside_windows(tmp_path: Path) -> None:
     assert [bar["scope"] for bar in facts["chart"] if not bar["published"]] == ["per window", "whole recording"]
     (line,) = [line for line in facts["experiments"] if line["id"] == "2"]
     assert line["sound"]["lines"][-1]["what"] == "DER, whole recordings"
-    assert any("+40.0 points are identity" in f["text"] for f in facts["findings"])
+    interval = split["interval"]
+    assert [interval[end] for end in ("low", "estimate", "high")] == pytest.approx([0.4] * 3) and interval[
+        "num_units"
+    ] == 2
+    (text,) = [f["text"] for f in facts["findings"] if "windows of the same answer" in f["text"]]
+    assert text == (
+        "The adapter on Mimi, whole recordings against windows of the same answer: DER +40.0 points [40.0 … 40.0], of which "
+        "+40.0 points are identity (who is who across windows) and +0.0 points the rest."
+    )
 
 
 # ---- trivial rivals
@@ -329,6 +337,19 @@ def test_the_answer_says_what_the_intervals_allow() -> None:
     assert unclear["verdict"] == "unclear" and "do not say" in unclear["lead"]
     assert "recordings instead of 8 would tell" in unclear["detail"]
     assert "fewer than 20" in unclear["basis"]
+
+
+def test_yes_needs_a_codec_that_tells_something_and_nobody_beside_it_who_is_not_judged() -> None:
+    assert answer(heads(alone=0.3, both=0.4), 200, 0)["verdict"] == "yes"
+    assert answer([*heads(alone=0.3, both=0.4), cascade(0.5)], 200, 0)["verdict"] == "unclear"  # over whole recordings
+    assert answer(heads(alone=0.7, both=0.8), 200, 0)["verdict"] == "unclear"  # one speaker throughout: 60 %
+    long = heads(alone=0.3, both=0.4)
+    long[1].result["steps"] = 21  # more than twice as many
+    assert answer(long, 200, 0)["verdict"] == "unclear"
+    for count, told in ((19, "; of fewer than 20 an interval is too narrow"), (20, "")):
+        assert answer(heads(alone=0.3, both=0.4, count=count), 200, 0)["basis"] == (
+            f"From {count} recordings ({2 * count} min of audio){told}."
+        )
 
 
 def test_without_the_runs_it_takes_there_is_no_answer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ from featstore import Utterance
 from tests.sessions import spec
 from trainers.config import ConfigError, FitConfig
 from trainers.linear_probe import LinearProbe
-from trainers.probe import fit_probe, load_data
+from trainers.probe import fit_probe, load_data, second_opinions
 from trainers.runs import Run
 from trainers.trial_list import listed
 
@@ -175,6 +176,23 @@ def test_every_system_is_fitted_on_training_vectors_alone(tmp_path):
     whole = data.vectors[data.whole]
     assert result["train_accuracy"] == pytest.approx(np.mean(probe.predict(whole) == data.speakers[data.whole]))
     assert (result["num_utterances"], result["num_pieces"], result["piece_s"]) == (12, 48, 2)
+
+
+def test_what_could_not_be_fitted_is_said(tmp_path, monkeypatch):
+    """Every speaker once: no scatter within speakers to go by. Or too few iterations, or a solver that fails."""
+    store = make(tmp_path / "s", per_speaker=1)
+    trials = write_trials(tmp_path / "t.txt", [f"test{s}/0" for s in range(5)])
+    (tmp_path / "t.txt").write_text("1 test0/0 test0/0\n" + trials.read_text())
+    data = load_data(Run.create(tmp_path / "run", config(trials), store), store)
+    few = replace(data, vectors=data.vectors[data.whole], speakers=data.speakers[data.whole])
+    spaces, notes = second_opinions(few)
+    assert list(spaces) == ["logreg"] and notes == ["lda: not fitted: every speaker has one vector only"]
+    monkeypatch.setattr("trainers.probe._LOGREG_ITERATIONS", 1)
+    monkeypatch.setattr(LinearDiscriminantAnalysis, "fit", lambda *_: (_ for _ in ()).throw(ValueError("no")))
+    twice = replace(few, vectors=np.repeat(few.vectors, 2, 0), speakers=np.repeat(few.speakers, 2))
+    spaces, notes = second_opinions(twice)
+    assert list(spaces) == ["logreg"]
+    assert notes == ["lda: not fitted: no", "logreg: not converged after 1 iterations"]
 
 
 def test_the_seed_decides_the_probe(made, tmp_path):

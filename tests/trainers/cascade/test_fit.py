@@ -344,3 +344,19 @@ def test_the_report_has_its_row_and_its_timelines(tmp_path):
     page = (tmp_path / "page" / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ").replace("&nbsp;", " ")
     assert "4 cascade: Mimi says when, TitaNet who: test/0" in page
     assert json.loads((tmp_path / "page" / "report.json").read_text()) == facts
+
+
+def test_weights_that_are_no_cascade_s_are_refused(fitted, store, tmp_path):
+    run, _ = fitted
+    copy = Run.create(tmp_path / "run", run.config, store)
+    copy.begin()
+    tensors, facts = run.read_tensors("model.safetensors")
+    for broken, said in (
+        ({k: v for k, v in tensors.items() if k != "who.mean"}, facts),
+        (tensors | {"head.unheard": torch.zeros(1)}, facts),
+        (tensors, {k: v for k, v in facts.items() if k != "choice"}),
+        (tensors, facts | {"grid": {"step": 1}}),
+    ):
+        copy.write_tensors("model.safetensors", broken, said)
+        with pytest.raises(RunError, match=r"model\.safetensors: not of a cascade, or damaged"):
+            Cascade.load(copy, "cpu")

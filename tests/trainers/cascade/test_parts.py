@@ -395,6 +395,13 @@ def test_nobody_found_is_silence():
     assert decode([nobody], 2, Decoding())[0].shape == (4, 0)
 
 
+def test_a_head_must_tell_apart_as_many_as_may_speak_at_once():
+    two = Evidence(np.zeros((4, 2), np.float32), np.zeros((4, 3), np.float32), np.eye(3, dtype=np.float32))
+    with pytest.raises(ValueError, match="sets of 2 voices, but the head tells apart 2 counts only"):
+        decode([two], 2, Decoding())
+    assert decode([two], 1, Decoding())[0].shape == (4, 3)
+
+
 def test_counts_are_smoothed():
     log_p = np.log(np.where(np.eye(3)[[1, 1, 2, 1, 1]] > 0, 0.8, 0.1)).astype(np.float32)
     assert smooth_counts(log_p, 3.0).tolist() == [1] * 5

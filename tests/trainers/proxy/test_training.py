@@ -19,7 +19,7 @@ from trainers.proxy import ascent, loop
 from trainers.proxy.ascent import linear_judge
 from trainers.proxy.data import Voices, load_data
 from trainers.proxy.fit import _first_of_each
-from trainers.proxy.forms import mixed
+from trainers.proxy.forms import logits_of, mixed
 from trainers.proxy.loop import Training, all_pairs, embed
 from trainers.proxy.losses import contrastive, to_teacher
 from trainers.runs import Run
@@ -142,7 +142,9 @@ def test_dev_eers_by_hand(training: Training) -> None:
     left, right, same = all_pairs(training.dev)
     vectors = embed(training.proxy, training.dev.codes, CPU)
     assert hard == det_curve((vectors[left] * vectors[right]).sum(1), same).eer[0]
-    assert 0 < soft < 1 and soft != hard
+    generator = torch.Generator().manual_seed(0)
+    logits = embed(training.proxy, training.dev.codes, CPU, lambda own: logits_of(own, 16, 0.5, generator))
+    assert soft == det_curve((logits[left] * logits[right]).sum(1), same).eer[0] and 0 < soft < 1 and soft != hard
     assert loop.dev_eers(training.proxy, training.dev, 0, CPU) == (hard, soft)
 
 

@@ -13,7 +13,7 @@ import pytest
 import soundfile as sf
 import torch
 
-from evaluation.extraction import figures, si_sdr
+from evaluation.extraction import PACKAGES, figures, si_sdr
 from featstore import Store
 from tests.trainers.tse.test_fit import fit
 from tests.voices import SIZE, make_voices
@@ -25,8 +25,9 @@ from trainers.tse import measure as measuring
 from trainers.tse.config import TseConfig
 from trainers.tse.crops import Crops, Example
 from trainers.tse.data import TseData, load_data
+from trainers.tse.fit import _notes
 from trainers.tse.loop import Training
-from trainers.tse.measure import _matched, _mp3, measure
+from trainers.tse.measure import Measured, _matched, _mp3, measure
 from trainers.tse.network import Extractor, best_assignment, loss
 
 CPU = torch.device("cpu")
@@ -317,3 +318,17 @@ def test_a_result_says_what_the_files_say(store: Store, tmp_path: Path) -> None:
         found = network(torch.from_numpy(wave)[None], vector)[0].numpy()
     assert table["oracle si_sdr"][row] == pytest.approx(si_sdr(found, track), abs=1e-3)
     assert json.loads((run.path / "result.json").read_text()) == result
+
+
+def test_what_was_not_measured_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.tse.fit.raters", lambda: {"estoi": None, "dnsmos": None})
+    found = Measured(silent=2, swaps={"oracle": {}}, unknown={"oracle": 1, "memory": 3, "enrolled": 0})
+    assert _notes(found, None) == [
+        "2 test voices are silent: nothing is measured on them",
+        "not measured, for want of a package: pesq (pip install pesq)",
+        "nobody was asked for by a predicted set: no run of fit unmix was named (sets)",
+        "oracle: 1 voices had nobody to ask for; they are left out",
+        "memory: 3 voices had nobody to ask for; what came out is the mixture",
+    ]
+    monkeypatch.setattr("trainers.tse.fit.raters", lambda: dict.fromkeys(PACKAGES))
+    assert _notes(Measured(), object()) == _notes(Measured(), None) == []
