@@ -19,6 +19,7 @@ from cli.featstore import app
 from featstore import MIMI_GRID, FeatureSpec, FrameGrid, StoreError, Turn, Utterance
 from featstore.toolkits import export_kaldi, export_lhotse, to_lhotse
 from featstore.torch import ByPart, Crops
+from featstore.upkeep.relabel import remove
 from tests.conftest import ROOT
 
 
@@ -280,3 +281,12 @@ def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
             exec(compile("".join(cell["source"]), f"docs/store.ipynb, cell {number}", "exec"), names)
     assert len([cell for cell in cells if cell["cell_type"] == "code"]) >= 6
     assert "(100, 16) ['a', 'b']" in capsys.readouterr().out
+
+
+def test_a_dataset_notices_that_as_many_utterances_are_others(tmp_path: Path) -> None:
+    add(tmp_path / "s", range(4))
+    data = pickle.dumps(Crops(featstore.open(tmp_path / "s"), "mimi", 4))
+    remove(tmp_path / "s", ["u03"])
+    add(tmp_path / "s", range(5, 6))
+    with pytest.raises(StoreError, match="make it anew"):
+        pickle.loads(data)[0]

@@ -494,3 +494,14 @@ def test_audio_and_folders_that_are_none(tmp_path: Path) -> None:
         else:
             with pytest.raises(ValueError, match=f"m.jsonl:1: {words}"):
                 read_manifest(path)
+
+
+def test_a_split_of_another_name_beside_the_usual_one_is_meant(tmp_path: Path) -> None:
+    told: list[str] = []
+    rows = [
+        {"audio_filepath": f"{k}.wav", "speaker": "s", "split": split}
+        for k, split in enumerate(("dev", "validation", "eval"))
+    ]
+    path = jsonl(tmp_path / "m.jsonl", *rows)
+    read_manifest(path, note=told.append)
+    assert told == [f"{path}: split 'eval' is a name of your own; if 'test' is meant, write that"]

@@ -14,6 +14,7 @@ import torch
 from featstore.extractors import nemo_archive
 from featstore.extractors.nemo_archive import read_nemo
 from featstore.extractors.sources import WeightsError
+from featstore.extractors.weights import check_config
 
 CONFIG = {
     "target": "nemo.collections.asr.models.label_models.EncDecSpeakerLabelModel",
@@ -206,3 +207,35 @@ def test_as_many_members_as_there_may_be(
             read_nemo(path)
     else:
         assert read_nemo(path)[0]["w"].tolist() == [1, 1, 1]
+
+
+def test_a_checkpoint_of_a_training_holds_its_tensors_deeper(tmp_path: Path) -> None:
+    """Lightning puts them under "state_dict", beside what nobody needs here."""
+    path = nemo_file(
+        tmp_path / "m.nemo", weights={"epoch": torch.tensor(3), "state_dict": {"w": torch.full((2,), 7.0)}}
+    )
+    state, _ = read_nemo(path)
+    assert {name: value.tolist() for name, value in state.items()} == {"w": [7.0, 7.0]}
+    path = nemo_file(tmp_path / "n.nemo", weights={"state_dict": {"w": 3}})
+    with pytest.raises(WeightsError, match="expected tensors by name in model_weights.ckpt, found something else"):
+        read_nemo(path)
+
+
+def test_the_largest_configuration_that_is_taken() -> None:
+    """10,000 values, 32 deep, whole numbers up to 2**20; what is used twice counts twice."""
+
+    def deep(levels: int) -> object:
+        return {"a": deep(levels - 1)} if levels else 1
+
+    shared = [0] * 4998
+    for fits, not_quite in (
+        ([0] * 9999, [0] * 10_000),
+        (deep(32), deep(33)),
+        ({"n": 1 << 20}, {"n": (1 << 20) + 1}),
+        ({"n": -(1 << 20)}, {"n": -(1 << 20) - 1}),
+        ([shared, shared, 0], [shared, shared, 0, 0]),
+        ({"x": 1e300, "y": "z" * 100}, {"x": (1, 1 << 21)}),
+    ):
+        check_config(fits)
+        with pytest.raises(ValueError, match="too many values or too deeply nested|is too large for a size"):
+            check_config(not_quite)

@@ -285,3 +285,27 @@ def test_running_sums_are_moments_of_windows() -> None:
         np.testing.assert_allclose(mean[row], expected, rtol=1e-6)
         spread = ((x[a:b] - expected).square() * share).sum(0).clamp(min=1e-10).sqrt()
         np.testing.assert_allclose(deviation[row], spread, atol=1e-4)
+
+
+def test_a_network_that_nemo_computes_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held against NeMo's own embeddings of cut and of full windows, each by a thousandth of its length."""
+    model, _ = titanet_nemo.load_titanet(sources.Source("random:0"))
+    log_mel, net = titanet_windows.LogMel(model), titanet.WindowNet(model)
+    source = sources.Source("random:0")
+    titanet._check_against_nemo(model, log_mel, net, source)
+    kept = net.embed.weight.data.clone()
+    for share, refused in ((1.0009, False), (1.0011, True)):
+        net.embed.weight.data = kept * share
+        net.embed.bias.data *= share if share == 1.0009 else 1.0011 / 1.0009
+        if refused:
+            with pytest.raises(
+                sources.WeightsError, match=r"^random:0: the embedding of a probe window differs from NeMo's"
+            ):
+                titanet._check_against_nemo(model, log_mel, net, source)
+        else:
+            titanet._check_against_nemo(model, log_mel, net, source)
+    monkeypatch.setattr(
+        titanet, "_check_against_nemo", lambda *_: (_ for _ in ()).throw(sources.WeightsError("another"))
+    )
+    with pytest.raises(sources.WeightsError, match="^another$"):  # which every encoder that is made goes through
+        create("titanet", weights="random:0", device="cpu")

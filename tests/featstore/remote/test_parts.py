@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -17,9 +21,10 @@ from featstore.corpora.corrections import Correction
 from featstore.facts import facts_of
 from featstore.remote import client
 from featstore.remote.blocks import Blocks
+from featstore.remote.endpoint import endpoint
 from featstore.remote.transfer import local_files, pull, push
 from featstore.upkeep.relabel import relabel
-from tests.featstore.store.test_store import fill, utterance
+from tests.featstore.store.test_store import fill, spec, utterance
 
 pytest.importorskip("obstore")
 
@@ -315,3 +320,89 @@ def test_what_a_push_and_a_pull_count(pushed: tuple[Path, str], tmp_path: Path) 
     listing = json.loads((Path(url.removeprefix("file://")) / "listing.json").read_bytes())
     assert listing == {"whowhen_store": 1, "files": local_files(path)}
     assert pull(url, tmp_path / "t").parts == 1 and len(featstore.open(tmp_path / "t")) == 6
+
+
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({}, ""),
+        ({"AWS_ENDPOINT": "http://c:1"}, "http://c:1"),
+        ({"AWS_ENDPOINT": "http://c:1", "AWS_ENDPOINT_URL": "http://b:1"}, "http://b:1"),
+        ({"AWS_ENDPOINT_URL": "http://b:1", "AWS_ENDPOINT_URL_S3": "https://a"}, "https://a"),
+        ({"AWS_ENDPOINT_URL": ""}, "https://s3.us-east-1.amazonaws.com"),
+        ({"AWS_ENDPOINT": "", "AWS_DEFAULT_REGION": "eu-west-1"}, "https://s3.eu-west-1.amazonaws.com"),
+        (
+            {"AWS_ENDPOINT_URL": "", "AWS_DEFAULT_REGION": "eu-west-1", "AWS_REGION": "sa-east-1"},
+            "https://s3.sa-east-1.amazonaws.com",
+        ),
+        ({"AWS_ENDPOINT_URL": "", "AWS_ENDPOINT": "http://c:1"}, "http://c:1"),
+        ({"AWS_ENDPOINT_URL_S3": ""}, "AWS_ENDPOINT_URL_S3: is empty"),
+        (
+            {"AWS_ENDPOINT_URL": "near:9000"},
+            "AWS_ENDPOINT_URL: expected http://HOST:PORT or https://HOST, found 'near:9000'",
+        ),
+        ({"AWS_SECRET_ACCESS_KEY": "a\n"}, "AWS_SECRET_ACCESS_KEY: holds a control character"),
+    ],
+)
+def test_which_server_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], found: str
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if found and not found.startswith("http"):
+        with pytest.raises(StoreError, match=f"^{found}"):
+            endpoint()
+    else:
+        assert endpoint() == found
+
+
+class Counting:
+    """A lock, and how often it was let go of."""
+
+    def __init__(self) -> None:
+        self.lock, self.count = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.count += 1
+        self.lock.release()
+
+
+def test_threads_that_want_the_same_piece_wait_for_one_request() -> None:
+    far, begun, go = Far(20), threading.Event(), threading.Event()
+    fetch = far.ranges
+
+    def slowly(*arguments: object) -> list[bytes]:
+        begun.set()
+        assert go.wait(10)
+        return fetch(*arguments)
+
+    far.ranges = slowly
+    blocks, read, asked = Blocks(far, {"file": 20}, 1 << 20), [], Counting()
+    blocks._lock = asked
+    threads = [threading.Thread(target=lambda: read.append(bytes(blocks.read("file", 2, 8, 10)))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(10)
+    while asked.count < 3:  # all of them have looked
+        time.sleep(0.001)
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert read == [far.data[2:8]] * 3 and far.asked == [(0, 10)] and blocks.held == 10
+
+
+def test_other_features_at_an_address_have_another_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/far"
+    for sha, value in (("a", 1), ("b", 2)):
+        with featstore.writer(tmp_path / sha, spec(sha=sha * 64)) as out:
+            out.add(utterance("u"), np.full((2, 8), value))
+        push(tmp_path / sha, url)
+        assert featstore.open(url).frames("mimi", "u")[0, 0] == value
+        shutil.rmtree(tmp_path / "far")
+    assert len(list((tmp_path / "cache" / "whowhen").iterdir())) == 2

@@ -286,3 +286,20 @@ def test_a_channel_that_cuts_nothing_says_what_it_passes() -> None:
     dry, _, _ = mix(talk(5.0), TALK, np.random.default_rng(0), 5 * RATE, [], [])
     assert facts["channel"] == {"band_hz": [0.0, 4000.0], "codec": "none"}
     np.testing.assert_array_equal(session, dry)
+
+
+def test_babble_comes_by_way_of_walls_of_0_3_seconds(tmp_path: Path) -> None:
+    """A click's echo has fallen by 60 dB after so long: by 40 dB between its first and its last tenth of a second."""
+    wave = np.zeros(4 * RATE)
+    wave[100] = 0.5
+    soundfile.write(tmp_path / "a.wav", wave, RATE, subtype="FLOAT")
+    others = [Utterance("a", str(tmp_path / "a.wav"), 0.0, 4.0, "a", "a")]
+    fell = []
+    for seed in range(12):
+        sounds = noise_module._Sounds(others, np.random.default_rng(seed), RATE, [])
+        heard = noise_module._babble(sounds, 1, np.random.default_rng(seed), 4 * RATE, RATE)
+        begins = int(np.argmax(np.abs(heard) > 1e-3 * np.abs(heard).max()))
+        if begins < 3 * RATE:
+            parts = [heard[begins + round(at * RATE) : begins + round((at + 0.1) * RATE)] for at in (0.0, 0.2)]
+            fell.append(level_db(parts[0]) - level_db(parts[1]))
+    assert len(fell) > 5 and np.mean(fell) == pytest.approx(40, abs=2)

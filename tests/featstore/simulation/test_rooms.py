@@ -13,7 +13,7 @@ import soundfile
 
 from featstore.simulation.mix import mix
 from featstore.simulation.recipe import Recipe, Rooms
-from featstore.simulation.rooms import in_room, measured_rooms, response, t60_s
+from featstore.simulation.rooms import _places, in_room, measured_rooms, response, t60_s
 from featstore.simulation.simulate import simulate
 from featstore.simulation.speech import Piece
 from featstore.types import Utterance
@@ -216,3 +216,47 @@ def test_a_room_that_cannot_be_is_one_line(change: dict, message: str) -> None:
     pytest.importorskip("pyroomacoustics")
     with pytest.raises(ValueError, match=message):
         in_room(replace(ROOM, **change), ["a", "b"], np.random.default_rng(0), RATE)
+
+
+def test_measured_places_are_each_taken_once_and_at_the_session_s_rate(folder: Path) -> None:
+    """The echo of `live` comes 2900 and 2800 samples of 32 kHz after the click, by the place."""
+    places = set()
+    for seed in range(30):
+        responses, facts = in_room(replace(ROOM, folder=str(folder)), ["a", "b"], np.random.default_rng(seed), RATE)
+        assert len(facts["responses"]) == len(set(facts["responses"])) == 2
+        assert len({name.split("/")[0] for name in facts["responses"]}) == 1  # of one room
+        places |= set(facts["responses"])
+        for name, found in zip(facts["responses"], responses.values(), strict=True):
+            room, place = name.removesuffix(".wav").split("/")
+            echo = np.abs(found.taps[found.lead_samples + 100 :])
+            if room == "live":
+                assert echo.argmax() + 100 == pytest.approx(
+                    (3000 + 200 * int(place) - 100 * (int(place) + 1)) / 2, abs=1
+                )
+            else:
+                assert echo.max() < 0.01
+            assert np.square(found.taps, dtype=np.float64).sum() == pytest.approx(1.0, rel=1e-3)
+    assert places == {"dead/0.wav", "dead/1.wav", "dead/2.wav", "live/0.wav", "live/1.wav"}
+
+
+def test_rooms_may_move(tmp_path: Path, folder: Path, corpus: list[Utterance]) -> None:
+    """What is in the folder is what counts, not where it lies."""
+    recipe = Recipe(
+        "moved", 2, speakers=2, duration_s=4, overlap=0.1, sample_rate_hz=8000, rooms=Rooms(folder=str(folder))
+    )
+    simulate(corpus, recipe, tmp_path / "out", split="train")
+    (tmp_path / "elsewhere").mkdir()
+    other = folder.rename(tmp_path / "elsewhere" / folder.name)
+    again = replace(recipe, sessions=3, rooms=Rooms(folder=str(other)))
+    assert simulate(corpus, again, tmp_path / "out", split="train").made_now == 1
+
+
+def test_where_who_speaks_is_in_a_simulated_room() -> None:
+    """Not at a wall, and as far from the microphone as is told."""
+    for seed in range(20):
+        size_m = np.array([6.0, 4.0, 3.0])
+        microphone, places = _places(replace(ROOM, distance_m=(1.0, 2.0)), size_m, 4, np.random.default_rng(seed))
+        distances = np.sqrt(((places - microphone) ** 2).sum(axis=1))
+        assert places.shape == (4, 3) and ((distances >= 1.0) & (distances <= 2.0)).all()
+        assert (np.array([0.6, 0.4, 0.6]) <= microphone).all() and (microphone <= [5.4, 3.6, 1.8]).all()
+        assert (np.array([0.6, 0.4, 0.9]) <= places).all() and (places <= [5.4, 3.6, 2.1]).all()
