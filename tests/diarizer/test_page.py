@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 
@@ -41,7 +43,8 @@ def test_the_page_holds_what_it_shows():
     data = json.loads(re.search(r"const data = (\{.*\});", page)[1])
     assert data["turns"] == [[0.0, 3.0, 0, 1.0], [2.0, 4.0, 1, 0.5], [5.0, 8.0, 0, 0.8], [9.0, 9.5, 0, 0.2]]
     assert [s["name"] for s in data["speakers"]] == ["a", "b"]
-    assert data["overlaps"] == [[2.0, 3.0]]
+    assert data["overlaps"] == [[2.0, 3.0]] and data["duration"] == 10.0
+    assert [s["colour"] for s in data["speakers"]] == ["--p0", "--p1"]
     assert (data["energy"][0], data["energy"][-1], len(data["energy"])) == (0, 255, 125)
     assert "http" not in page  # nothing is fetched
 
@@ -52,6 +55,31 @@ def test_names_are_text_wherever_they_stand():
     page = render(answer(recording=evil, turns=named, sure=np.ones(1), warnings=(evil,), facts={"run": evil}), None)
     assert page.count("</script>") == 1
     assert "<img" not in page
+
+
+def test_colours_begin_again_after_eight():
+    names = [f"v{k}" for k in range(10)]
+    turns = Turns.from_arrays(np.arange(10.0), np.arange(10) + 0.5, names)
+    page = render(answer(turns=turns, sure=np.ones(10)), None)
+    data = json.loads(re.search(r"const data = (\{.*\});", page)[1])
+    assert [s["colour"] for s in data["speakers"]] == [f"--p{k % 8}" for k in range(10)]
+    assert [row[2] for row in data["turns"]] == list(range(10))
+
+
+def test_the_sound_is_as_loud_as_it_was(tmp_path):
+    """Half an hour is inside of the page; a tone of 0.2 is one, at 16 kHz, second by second."""
+    assert diarizer.page.EMBEDDED_S == 1800.0
+    time_s = np.arange(3 * 22_050) / 22_050
+    wave = np.float32(0.2 * np.sin(2 * np.pi * 440 * time_s))
+    wave[2 * 22_050 :] *= 8  # beyond full scale: cut off, and not wrapped round
+    sf.write(tmp_path / "x.wav", wave, 22_050, "FLOAT")
+    write_page(tmp_path / "x.html", answer(), Sound(str(tmp_path / "x.wav")))
+    sound = re.search(r'src="data:audio/mpeg;base64,([^"]+)"', (tmp_path / "x.html").read_text())[1]
+    heard, rate_hz = sf.read(io.BytesIO(base64.b64decode(sound)))
+    assert rate_hz == 16_000 and len(heard) == pytest.approx(48_000, abs=4000)
+    assert np.abs(np.fft.rfft(heard[8000:24_000])).argmax() == 440
+    assert np.sqrt(np.mean(heard[8000:24_000] ** 2)) == pytest.approx(0.2 / 2**0.5, rel=0.1)
+    assert np.sqrt(np.mean(heard[36_000:44_000] ** 2)) > 0.7
 
 
 def test_warnings_stand_on_it():

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import tempfile
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +57,53 @@ class Levels:
 
 
 # ---- frames
+
+
+def test_encoders_are_made_as_the_run_says_where_it_is_asked(
+    tone_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What the run was made with, weights that moved, the device asked for, and whatever precision suits it."""
+    asked: list[dict] = []
+
+    class Asked(FakeExtractor):
+        def __init__(self, weights: str, device: str, precision: str, batch: int = 1) -> None:
+            super().__init__()
+            asked.append({"weights": weights, "device": device, "precision": precision})
+            self.spec = replace(self.spec, settings={"weights": weights, "precision": "half"})
+
+    monkeypatch.setattr("tests.fakes.FakeExtractor", Asked)
+    run = tmp_path / "run"
+    shutil.copytree(tone_run, run)
+    facts = json.loads((run / "config.json").read_text())
+    facts["features"]["fake"]["spec"]["settings"] = {"weights": "file", "precision": "float32"}
+    (run / "config.json").write_text(json.dumps(facts))
+    assert load(run, weights={"fake": "moved"}, device="cpu").encoders["fake"].spec.name == "fake"
+    assert asked == [{"weights": "moved", "device": "cpu", "precision": "auto"}]
+
+
+def test_a_failed_encoder_ends_the_others_and_leaves_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diarizer.frames, "PIECE_S", 0.8)
+    monkeypatch.setattr(diarizer.frames, "BEFORE_S", 0.8)
+    monkeypatch.setattr(diarizer.frames, "AFTER_S", 0.8)
+    failed, files = threading.Event(), []
+
+    class Failing(Levels):
+        def extract(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+            failed.set()
+            raise ValueError("this one cannot")
+
+    class Going(Levels):
+        def extract(self, waves: list[np.ndarray]) -> list[np.ndarray]:
+            failed.wait(20)
+            time.sleep(0.05)
+            return super().extract(waves)
+
+    made = tempfile.TemporaryFile
+    monkeypatch.setattr(diarizer.frames.tempfile, "TemporaryFile", lambda: files.append(made()) or files[-1])
+    going = Going("a", 1, "float32")
+    with pytest.raises(ValueError, match="this one cannot"):
+        hear(Sound.of_samples(voice(1, 60.0), RATE_HZ), {"b": Failing("b", 1, "float32"), "a": going})
+    assert len(going.heard) < 10 and len(files) == 2 and all(file.closed for file in files)
 
 
 def test_encoders_side_by_side() -> None:
@@ -294,7 +346,11 @@ def test_progress_is_over_all_recordings(tone_run: Path, tmp_path: Path) -> None
     recordings = [Recording(name, str(tmp_path / f"{name}.wav")) for name in "ab"]
     done = diarize_all(load(tone_run), recordings, tmp_path / "out", shown=lambda *told: seen.append(told))
     assert [(done_s, of, note.partition(",")[0]) for done_s, of, note in seen] == [(10.0, 15.0, "a"), (15.0, 15.0, "b")]
-    assert (done.audio_s, done.there) == (15.0, []) and Outcome(audio_s=30.0, seconds=2.0).speed == 15.0
+    assert (done.audio_s, done.there) == (15.0, []) and done.speed == pytest.approx(15 / done.seconds)
+    first, second = (float(note.split()[1]) for *_, note in seen)
+    assert all(note.endswith(" × real time") for *_, note in seen) and first >= 10 / done.seconds - 0.1
+    assert second >= 15 / done.seconds - 0.1
+    assert Outcome(audio_s=30.0, seconds=2.0).speed == 15.0
     again = diarize_all(load(tone_run), recordings, tmp_path / "out")
     assert (again.audio_s, again.there) == (0.0, ["a", "b"])
 

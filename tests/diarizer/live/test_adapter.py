@@ -125,7 +125,7 @@ def test_a_channel_is_the_voice_that_heard_the_shared_seconds_alike():
 def test_what_was_heard_alike_outweighs_what_it_sounds_like(alike, expected):
     """The first channel sounds like the second voice and the other way round; each speaks alone for four frames."""
     live = adapter()
-    live.voices = SimpleNamespace(numbers=(0, 1), means=np.eye(8, dtype=np.float32)[:2], next=2)
+    live.voices = SimpleNamespace(numbers=(0, 1, 5), means=np.eye(8, dtype=np.float32)[:3], next=6)
     live._alike = lambda *_: {0: np.array([*alike[0], 0.0]), 1: np.array([*alike[1], 0.0])}
     channels, who = np.zeros((8, 3), np.float32), np.zeros((8, 8), np.float32)
     channels[:4, 0] = channels[4:, 1] = 0.75
@@ -133,7 +133,7 @@ def test_what_was_heard_alike_outweighs_what_it_sounds_like(alike, expected):
     who[:4, 1] = who[4:, 0] = 1
     found = live._by_voice(channels, who, 0, {})
     np.testing.assert_array_equal(found[:, list(expected)], channels[:, :2])
-    assert live.numbers == (0, 1)
+    assert live.numbers == (0, 1, 5) and not found[:, 2].any()
 
 
 def test_a_state_goes_on_elsewhere(frames):

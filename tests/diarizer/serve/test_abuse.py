@@ -166,6 +166,7 @@ def test_a_thousand_malformed_messages(caplog):
             heard = await client.rest()
             assert len([told for told in heard if told["type"] == "error"]) == 20
             assert heard[-1]["fatal"] or heard[-2]["fatal"]
+            assert client.ws.close_code == 1008
         return sent
 
     async def work():

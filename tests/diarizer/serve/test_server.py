@@ -8,6 +8,7 @@ import re
 import shutil
 import ssl
 import subprocess
+from importlib.metadata import version
 
 import aiohttp
 import numpy as np
@@ -50,6 +51,7 @@ def test_audio_in_turns_out(kind):
                 assert heard[-1] == {"type": "ended", "epoch": 0, "time_s": heard[-1]["time_s"], "n": heard[-1]["n"]}
                 numbers = [told["n"] for told in heard if "n" in told]
                 assert numbers == list(range(len(numbers)))
+                assert client.ws.close_code == 1000
 
     run(work())
 
@@ -92,6 +94,33 @@ def test_who_comes_back_goes_on_and_gets_what_was_missed():
             async with there.client(session=session, watch=True) as later:  # it is over, and can be read still
                 await later.rest()
                 assert later.final == TURNS
+            async with there.client(session=session, watch=True, after=10**6) as late:  # there is no more than there is
+                assert [told["type"] for told in await late.rest()] == ["ready"]
+
+
+def test_who_watches_hears_all_and_says_nothing():
+    async def work():
+        async with served() as there, there.client() as speaking:
+            session = (await speaking.until("ready"))["session"]
+            board = there.hub.boards[session]
+            async with there.client(session=session, watch=True) as watching:
+                await watching.until("ready")
+                await watching.push(TALK[:800])
+                assert (await watching.until("error"))["message"] == "audio: this connection watches"
+                await speaking.push(TALK[: 2 * RATE_HZ])
+                while not watching.final:
+                    await watching.hear()
+                assert watching.final == TURNS[:1]
+                there_s = board.left_s
+            while len(board.readers) > 1:
+                await asyncio.sleep(0.01)
+            assert board.left_s > there_s and board.received_s == pytest.approx(2.0)
+            await speaking.push(TALK[2 * RATE_HZ :])  # and the one who speaks goes on
+            await speaking.say(type="finalize")
+            await speaking.rest()
+            assert speaking.final == TURNS
+
+    run(work())
 
     run(work())
 
@@ -180,6 +209,10 @@ def test_no_more_sessions_than_there_may_be():
                 told = await two.until("error")
                 assert "no more" in told["message"] and told["fatal"]
                 assert await two.hear() is None and two.ws.close_code == 1013
+                assert (there.hub.counts.refused, there.hub.counts.faults) == (1, 0)
+            async with there.client(path="api/chat", raw=True) as chat:
+                assert "no more" in (await chat.until("error"))["message"]
+                assert await chat.hear() is None and chat.ws.close_code == 1013
             await one.say(type="finalize")
             await one.rest()
             async with there.client() as three:  # what is over makes room
@@ -195,7 +228,7 @@ def test_no_more_connections_than_there_may_be():
             with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
                 async with there.client():
                     pass
-            assert refused.value.status == 503
+            assert refused.value.status == 503 and there.hub.counts.refused == 1
 
     run(work())
 
@@ -219,7 +252,8 @@ def test_what_idles_ends_and_what_is_left_is_forgotten():
 def test_who_says_nothing_is_let_go():
     async def work():
         async with served(start_s=0.05) as there, there.client(raw=True) as client:
-            assert "no start message" in (await client.until("error"))["message"]
+            assert (await client.until("error"))["message"] == "no start message within 0.05 s"
+            assert await client.hear() is None and client.ws.close_code == 1008
 
     run(work())
 
@@ -248,7 +282,7 @@ def test_a_start_that_is_none_has_one_clear_line(start, message):
             await client.ws.send_str(start)
             told = await client.until("error")
             assert message in told["message"] and told["fatal"]
-            assert await client.hear() is None
+            assert await client.hear() is None and client.ws.close_code == 1008 and there.hub.counts.faults == 1
 
     run(work())
 
@@ -266,6 +300,8 @@ def test_a_token_where_there_is_one():
             for path in (f"api/chat?token={token}", "api/chat"):
                 async with there.client(path=path, raw=True) as client:
                     assert (await client.hear())["type"] == ("handshake" if "token" in path else "error")
+            async with there.http.get(there.url) as answer:
+                assert "needsToken = true" in await answer.text()
             async with there.http.get(there.url + "metrics") as answer:
                 assert answer.status == 401
             async with there.http.get(there.url + "metrics", headers={"Authorization": f"Bearer {token}"}) as answer:
@@ -318,7 +354,8 @@ def test_numbers_for_monitoring():
             assert "# TYPE whowhen_backlog_seconds gauge\n" in text
             async with there.http.get(there.url + "health") as answer:
                 told = await answer.json()
-            assert (told["status"], told["run"], told["sessions"], told["sessions_max"]) == ("ok", "tiny", 0, 8)
+            expected = {"status": "ok", "version": version("whowhen"), "sessions": 0, "sessions_max": 8, **FACTS}
+            assert told == expected
 
     run(work())
 
