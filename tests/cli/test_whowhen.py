@@ -48,9 +48,18 @@ def test_files_of_a_recording(folder, tone_run):
     done = run("meeting one.wav", "--run", tone_run, "--out", "out")
     assert done.exit_code == 0, done.stderr
     assert sorted(p.name for p in Path("out").iterdir()) == [f"meeting one.{end}" for end in ("html", "json", "rttm")]
-    assert re.search(r"out/meeting one\.html: 3 speakers: speaker1 \d+%", done.stdout)
-    assert re.search(r"30 s of audio in \d+\.\d s, \d+\.\d × real time", done.stdout)
     told = json.loads(Path("out/meeting one.json").read_text())
+    length = {
+        n: sum(t["end_s"] - t["start_s"] for t in told["turns"] if t["speaker"] == f"speaker{n}") for n in (1, 2, 3)
+    }
+    people = ", ".join(f"speaker{n} {length[n] / sum(length.values()):.0%}" for n in length)
+    first, second = done.stdout.splitlines()
+    assert first == f"out/meeting one.html: 3 speakers: {people}"
+    seconds, speed = re.fullmatch(r"30 s of audio in (\d+\.\d) s, (\d+\.\d) × real time", second).groups()
+    assert 30 / (float(seconds) + 0.05) - 0.1 < float(speed) < 30 / max(float(seconds) - 0.05, 1e-3) + 0.1
+    again = run("meeting one.wav", "--run", tone_run, "--out", "out")
+    assert again.stdout == f"{first} (there already)\n"
+    assert json.loads(run("meeting one.wav", "--run", tone_run, "--out", "out", "--json").stdout)["speed"] == 0
     assert [t["speaker"] for t in told["turns"]] == [t.speaker for t in read_rttm("out")["meeting_one"]]
     write_rttm("ref.rttm", {"meeting_one": turns})
     scored = CliRunner().invoke(evaluation, ["der", "--ref", "ref.rttm", "--hyp", "out", "--json"])
@@ -157,6 +166,12 @@ def test_options_reach_the_answer_and_warnings_are_told(folder, tone_run):
     Path("other/config.json").write_text(json.dumps(config))
     done = run("a.wav", "--run", "other")
     assert done.stderr.startswith("warning: fake: UNTRAINED weights (random:0)")
+    told = json.loads(run("a.wav", "--run", "other", "--json", "--out", "o2").stdout)
+    (warning,) = told["warnings"]
+    assert warning.startswith("fake: UNTRAINED weights") and told["recordings"][0]["warnings"] == [warning]
+    assert "fake: UNTRAINED weights" in Path("o2/a.html").read_text()
+    seconds = told["recordings"][0]["seconds"]
+    assert told["speed"] <= 9.5 / seconds + 0.01 and told["run"] == "other"
 
 
 def test_features_of_a_store(folder, tone_run, tone_store):
@@ -164,6 +179,11 @@ def test_features_of_a_store(folder, tone_run, tone_store):
     assert done.exit_code == 0, done.stderr
     assert [r["recording"] for r in json.loads(done.stdout)["recordings"]] == ["test-0", "test-1"]
     assert "No sound" in Path("whowhen-out/test-0.html").read_text()
+    one = json.loads(run("test/1", "--store", tone_store.path, "--run", tone_run, "--max-speakers", 1, "--json").stdout)
+    assert len(one["recordings"]) == len(one["recordings"][0]["speakers"]) == 1 and one["there"] == []
+    every = json.loads(run("--store", tone_store.path, "--run", tone_run, "--json").stdout)
+    assert sorted(r["recording"] for r in every["recordings"]) == sorted(id.replace("/", "-") for id in tone_store.ids)
+    assert every["there"] == ["test-0"]  # the other was asked with a limit since
 
 
 def bad_inputs(tone_run: Path, tone_store: Path) -> dict[str, tuple[list, int, str]]:

@@ -20,7 +20,8 @@ from cli.whowhen import app
 from cli.whowhen.live import _View
 from diarizer import load
 from diarizer.live import Live, LiveTurn, Update
-from diarizer.live.certificate import certify, go_on
+from diarizer.live.certificate import _apart, _first, certify, go_on
+from diarizer.live.recorded import Recorded
 from diarizer.live.sources import Microphone, of_file, of_stdin
 from evaluation.rttm import read_rttm
 from tests.tones import RATE_HZ, write
@@ -274,6 +275,40 @@ def test_samples_come_as_they_are_in_the_file_and_in_the_pipe(tmp_path):
             (tmp_path / "x.wav").write_bytes(sound.getvalue())
             heard = np.concatenate([block for block, _ in of_file(tmp_path / "x.wav", True)])
             np.testing.assert_array_equal(heard, np.float32(wave))
+
+
+def test_what_stays_of_a_session_is_a_line_a_turn_at_once(tmp_path):
+    turn = LiveTurn(1.23456, 3.0, "Ann  Lee\tx", 0.98765)
+    with Recorded(tmp_path / "new", " a  b ") as recorded:
+        assert [path.name for path in recorded.paths] == ["a_b.rttm", "a_b.jsonl"]
+        recorded.take([Update(0, 1.0, (turn,), (LiveTurn(0, 1, "Bob", 1.0),)), Update(1, 3.0, (), ())])
+        rttm, lines = (path.read_text() for path in recorded.paths)  # a crash later loses nothing
+        assert rttm == "SPEAKER a_b 1 1.235 1.765 <NA> <NA> Ann_Lee_x <NA> <NA>\n"
+        assert json.loads(lines) == {"start_s": 1.235, "end_s": 3.0, "speaker": "Ann  Lee\tx", "sure": 0.988}
+        with pytest.raises(
+            ValueError, match=r"a_b.rttm: is there already, and a live session's file is never rewritten"
+        ):
+            Recorded(tmp_path / "new", "a b")
+    with Recorded(tmp_path, "  ") as recorded:
+        assert recorded.name == "live"
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file/x: cannot be written into: .*; choose another --out"):
+        Recorded(tmp_path / "file" / "x", "a")
+
+
+def test_the_first_minute_of_a_file_is_certified(tmp_path):
+    sf.write(tmp_path / "x.wav", np.stack([np.full(70_000, 0.5), np.full(70_000, 0.25)], 1), 1000, "FLOAT")
+    samples, rate_hz = _first(tmp_path / "x.wav")
+    assert (len(samples), rate_hz, samples.dtype) == (60_000, 1000, np.float32) and set(samples.tolist()) == {0.375}
+    sf.write(tmp_path / "y.wav", np.zeros(999), 1000)
+    with pytest.raises(ValueError, match="expected a second of sound or more, found 1.00 s"):
+        _first(tmp_path / "y.wav")
+    (tmp_path / "z.wav").touch()
+    with pytest.raises(ValueError, match="z.wav: cannot be heard"):
+        _first(tmp_path / "z.wav")
+    whole = np.float32([[0.0, 1.0], [2.0, 3.0]])
+    assert _apart(whole + np.float32([[0, 0], [0, -0.5]]), whole) == pytest.approx(0.5 / whole.std())
+    assert _apart(whole[:1], whole) == float("inf")
 
 
 def test_a_pipe_may_end_anywhere():
