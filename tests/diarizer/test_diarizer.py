@@ -41,7 +41,7 @@ def der(turns, found) -> float:
 def test_a_recording_comes_out_as_turns(tone_run, turns, tmp_path):
     path = write(tmp_path / "meeting.wav", sound_of(turns, SECONDS))
     answer = load(tone_run).diarize(path)
-    assert der(turns, answer.turns) < 0.03
+    assert der(turns, answer.turns) < 0.04
     assert answer.recording == "meeting"
     assert answer.turns.speakers == tuple(f"speaker{k + 1}" for k in range(3))  # by arrival
     assert all(0 <= sure <= 1 for sure in answer.sure)
