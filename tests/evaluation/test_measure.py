@@ -301,3 +301,53 @@ def test_a_folder_of_runs_is_examined_run_by_run(tmp_path: Path) -> None:
     taken = [check for check in checks if "DER, taken again" in check.name]
     assert [check.level for check in taken] == ["ok", "ok"]
     assert sum("weights" in check.name for check in checks) == 6
+
+
+# ---- the commands
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> tuple[tuple, dict]:
+    """What a command asks its function for."""
+    seen: list[tuple[tuple, dict]] = []
+
+    class Asked(Exception):
+        pass
+
+    def function(*a: object, **k: object) -> None:
+        seen.append((a, k))
+        raise Asked
+
+    monkeypatch.setattr(name, function)
+    CliRunner().invoke(app, [str(a) for a in arguments])
+    return seen[0]
+
+
+def test_each_option_of_each_command_reaches_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = Path
+    words = ("eer", "--store", "s", "--trials", "t", "--feature", "a", "--feature", "b")
+    plain = {"centre": False, "num_resamples": 0, "seed": 0}
+    name = "evaluation.measure.measure_eer"
+    assert asked(monkeypatch, name, *words) == ((p("s"), ["a", "b"], p("t")), plain)
+    full = asked(monkeypatch, name, *words[:5], "--centre", "--bootstrap", 7, "--seed", 3)
+    assert full == ((p("s"), (), p("t")), {"centre": True, "num_resamples": 7, "seed": 3})
+    assert asked(monkeypatch, name, *words, "--no-centre")[1] == plain
+    name, words = "evaluation.measure.measure_der", ("der", "--ref", "r", "--hyp", "h")
+    plain = {"uem": None, "collar_s": 0.0, "skip_overlap": False, "channels": (), "num_resamples": 0, "seed": 0}
+    assert asked(monkeypatch, name, *words) == ((p("r"), p("h")), plain)
+    more = ("--uem", "u", "--collar", 0.25, "--skip-overlap", "--channels", "x,y", "--bootstrap", 9, "--seed", 5)
+    assert asked(monkeypatch, name, *words, *more)[1] == {
+        **{"uem": p("u"), "collar_s": 0.25, "skip_overlap": True, "channels": ["x", "y"], "num_resamples": 9, "seed": 5}
+    }
+    name = "evaluation.measure.examine"
+    assert asked(monkeypatch, name, "doctor", "--ref", "r", "--uem", "u", "--store", "s", "--seed", 4, "a", "b") == (
+        ([p("a"), p("b")],), {"ref": p("r"), "uem": p("u"), "store": p("s"), "seed": 4}
+    )  # fmt: skip
+    assert asked(monkeypatch, name, "doctor") == (((),), {"ref": None, "uem": None, "store": None, "seed": 0})
+    name = "evaluation.report.report"
+    assert asked(monkeypatch, name, "report", "a", "b", "--out", "o", "--bootstrap", 6, "--seed", 2) == (
+        ([p("a"), p("b")], p("o")), {"num_resamples": 6, "seed": 2}
+    )  # fmt: skip
+    assert asked(monkeypatch, name, "report", "a", "--out", "o")[1] == {"num_resamples": 1000, "seed": 0}
+    for command in (("eer", "--store", "s", "--trials", "t"), ("report", "a", "--out", "o")):
+        for option, below in (("--bootstrap", 0), ("--seed", -1)):
+            assert CliRunner().invoke(app, [*command, option, str(below)]).exit_code == 2
