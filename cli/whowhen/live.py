@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.errors import user_errors
+from cli.errors import user_errors, warn
 from cli.whowhen.options import DeviceOption, EnrolOption, RunOption, WeightsOption, opened
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def live(
 
         whowhen live --certify meeting.wav --run runs/cascade
     """
+    _fit_together(audio, fast, rate, microphone, certify, out)
     asked = latency if latency is not None else 1.04
     made = opened(run, weights, device, enrol)
     if certify is not None:
@@ -78,6 +79,8 @@ def live(
 
     engine = made.live(asked)
     if audio == "-":
+        if sys.stdin.isatty():
+            raise ValueError("-: standard input is a terminal; pipe sound into it (… | whowhen live -)")
         sound: Any = of_stdin(sys.stdin.buffer, rate)
     elif audio is not None:
         sound = of_file(Path(audio), fast)
@@ -102,9 +105,25 @@ def live(
             pass
         take(engine.finalize())
     if lost_s := getattr(sound, "lost_s", 0.0):
-        print(f"WARNING {lost_s:.1f} s of sound were lost: this machine is slower than speech", file=sys.stderr)
+        warn(f"{lost_s:.1f} s of sound were lost: this machine is slower than speech")
     if recorded is not None:
         print(f"{seconds:.1f} s heard; {', '.join(map(str, recorded.paths))}", file=sys.stderr)
+
+
+def _fit_together(
+    audio: str | None, fast: bool, rate: int | None, microphone: str | None, certify: Path | None, out: Path | None
+) -> None:
+    """Refuse options that would go unheard."""
+    if certify is not None and (audio is not None or out is not None):
+        raise ValueError(f"--certify hears {certify} and nothing else, and writes nothing: leave out FILE and --out")
+    sound = "a pipe" if audio == "-" else "the microphone" if audio is None and certify is None else "a file"
+    for option, given, of in (
+        ("--rate", rate is not None, "a pipe"),
+        ("--microphone", microphone is not None, "the microphone"),
+        ("--fast", fast, "a file"),
+    ):
+        if given and sound != of:
+            raise ValueError(f"{option} is of {of}, but {sound} is to be heard; leave it out")
 
 
 class _View:

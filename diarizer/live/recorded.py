@@ -22,9 +22,12 @@ class Recorded:
         self.name = "_".join(name.split()) or "live"
         self.paths = (folder / f"{self.name}.rttm", folder / f"{self.name}.jsonl")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            if not folder.is_dir():
+                folder.mkdir(parents=True)
             self._files = [open(path, "x", encoding="utf-8", buffering=1) for path in self.paths]  # noqa: SIM115
         except FileExistsError as error:
+            if not folder.is_dir():
+                raise ValueError(f"{folder}: a file, where a folder is expected; choose another --out") from None
             raise ValueError(
                 f"{error.filename}: is there already, and a live session's file is never rewritten; choose another --out"
             ) from None

@@ -75,22 +75,31 @@ def of_file(path: Path, fast: bool) -> Sounding:
 
     Raises
     ------
-    ValueError : not a file that can be heard.
+    ValueError, OSError : not a file that can be heard; at once, before anything is written of it.
     """
+    with open(path, "rb"):  # of a file that is not there libsndfile says no more than "System error"
+        pass
     try:
-        with sf.SoundFile(path) as file:
-            yield from _at_its_speed(file, fast)
+        return _at_its_speed(path, sf.SoundFile(path), fast)
     except sf.SoundFileError as error:
-        raise ValueError(f"{path}: cannot be heard: {error}") from None
+        raise ValueError(f"{path}: cannot be heard, expected audio: {error}") from None
 
 
-def _at_its_speed(file: sf.SoundFile, fast: bool) -> Sounding:
+def _at_its_speed(path: Path, file: sf.SoundFile, fast: bool) -> Sounding:
     began, heard = time.monotonic(), 0
-    for block in file.blocks(round(_BLOCK_S * file.samplerate), dtype="float32", always_2d=True):
-        heard += len(block)
-        if not fast:
-            time.sleep(max(0.0, began + heard / file.samplerate - time.monotonic()))
-        yield block, file.samplerate
+    with file:
+        blocks = file.blocks(round(_BLOCK_S * file.samplerate), dtype="float32", always_2d=True)
+        while True:
+            try:
+                block = next(blocks, None)
+            except sf.SoundFileError as error:
+                raise ValueError(f"{path}: damaged after {heard / file.samplerate:.1f} s: {error}") from None
+            if block is None:
+                return
+            heard += len(block)
+            if not fast:
+                time.sleep(max(0.0, began + heard / file.samplerate - time.monotonic()))
+            yield block, file.samplerate
 
 
 def of_stdin(stream: BinaryIO, rate_hz: int | None) -> Sounding:

@@ -103,7 +103,7 @@ def test_sound_of_a_microphone_or_a_pipe_is_named_by_its_time(engine, monkeypatc
     ended = live("--microphone", "USB", "--out", "told")
     assert (ended.exit_code, asked) == (0, ["USB"])
     lost, written = ended.stderr.splitlines()
-    assert lost == "WARNING 1.2 s of sound were lost: this machine is slower than speech"
+    assert lost == "warning: 1.2 s of sound were lost: this machine is slower than speech"
     assert re.fullmatch(r"2\.0 s heard; told/(live-\d{8}-\d{6})\.rttm, told/\1\.jsonl", written)
     ended = live("-", "--rate", 4000, "--out", "told", stdin=bytes(4000))
     assert re.fullmatch(r"0\.5 s heard; told/(stdin-\d{8}-\d{6})\.rttm, told/\1\.jsonl\n", ended.stderr)
@@ -205,6 +205,42 @@ def test_what_is_no_sound_is_refused(tone_run, tmp_path):
     ):
         ended = live(*words, "--run", tone_run, stdin=stdin)
         assert ended.exit_code == 2 and expected in ended.stderr, ended.output
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("x.wav", "--rate", 8000), "--rate is of a pipe, but a file is to be heard"),
+        (("x.wav", "--microphone", "USB"), "--microphone is of the microphone, but a file"),
+        (("-", "--fast"), "--fast is of a file, but a pipe"),
+        (("--fast",), "--fast is of a file, but the microphone"),
+        (("x.wav", "--certify", "y.wav"), "--certify hears y.wav and nothing else"),
+        (("--certify", "y.wav", "--out", "told"), "leave out FILE and --out"),
+        (("nosuch.wav", "--out", "told"), "nosuch.wav: No such file or directory; check the path, which is seen from"),
+        ((".", "--out", "told"), ".: Is a directory; a folder, where a file is expected"),
+        (("x.wav", "--out", "x.wav"), "x.wav: a file, where a folder is expected; choose another --out"),
+    ],
+)
+def test_what_would_go_unheard_is_refused_and_nothing_is_written(engine, words, expected):
+    ended = live(*words)
+    assert ended.exit_code == 2 and ended.stderr.startswith("error: ") and expected in ended.stderr
+    assert ended.stderr.count("\n") == 1 and not Path("told").exists()
+
+
+def test_a_file_that_is_damaged_in_the_middle_ends_in_one_line(engine, monkeypatch):
+    def blocks(self, *arguments, **settings):
+        yield np.zeros((8000, 1), np.float32)
+        raise sf.LibsndfileError(7)
+
+    monkeypatch.setattr(sf.SoundFile, "blocks", blocks)
+    ended = live("x.wav", "--fast")
+    assert ended.exit_code == 2 and "error: x.wav: damaged after 1.0 s: " in ended.stderr
+
+
+def test_a_terminal_is_no_pipe(engine, monkeypatch):
+    monkeypatch.setattr("cli.whowhen.live.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    ended = live("-")
+    assert ended.exit_code == 2 and "-: standard input is a terminal; pipe sound into it" in ended.stderr
 
 
 def test_ctrl_c_closes_what_is_open(tone_run, wave, tmp_path, monkeypatch):
