@@ -72,6 +72,8 @@ def _named(word: str, temporary: Path) -> Iterator[Recording]:
         yield Recording("stdin", str(_from_stdin(temporary)))
     elif path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not files and (path / "features.zarr").is_dir():
+            raise ValueError(f"{word}: is a store; take features from it with --store {word}")
         if not files:
             raise ValueError(f"{word}: no audio in this folder (looked for {', '.join(sorted(SUFFIXES))})")
         yield from (Recording(_plain(str(file.relative_to(path).with_suffix(""))), str(file)) for file in files)

@@ -57,8 +57,10 @@ def isolate(
     from diarizer.sound import Sound
     from trainers.runs import Run
 
-    sound, target = Sound(str(audio)), out or Path(f"{audio.stem}-{speaker}.wav")
+    sound, target = Sound(str(audio)), out or Path(f"{audio.stem}-{speaker.replace('/', '-')}.wav")
     duration_s = sound.duration_s
+    if target.exists() and target.samefile(audio):
+        raise ValueError(f"{target}: is the recording itself; choose another --out")
     extraction = Run.open(tse)
     moved, known = pairs_of("--weights", weights, "FEATURE=PATH"), dict(pairs_of("--enrol", enrol, "NAME=AUDIO"))
     isolator = Isolator(extraction, {k: v for k, v in moved if k in extraction.features}, device or "auto")

@@ -21,7 +21,7 @@ EnrolOption = Annotated[
 ]
 WeightsOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="[FEATURE=]PATH", help="Where an encoder's weights lie now; may be repeated."),
+    typer.Option(metavar="FEATURE=PATH", help="Where an encoder's weights lie now; may be repeated."),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps \\[auto].")]
 

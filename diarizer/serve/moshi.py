@@ -249,6 +249,6 @@ def _check(made: Diarizer, weights: Any, *boards: Board) -> None:
     text = f"Moshi's Mimi has weights {found[:12]}…, the run was trained on {expected[:12]}…: its turns mean nothing"
     if not made.warnings:
         raise ValueError(f"{text}. Take the Mimi that the run was trained on, or train on this one")
-    print(f"WARNING {text}", file=sys.stderr)
+    print(f"warning: {text}", file=sys.stderr)
     for board in boards:
         board.facts["warnings"] = [*board.facts["warnings"], text]

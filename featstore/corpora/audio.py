@@ -151,7 +151,8 @@ def _hint(name: str) -> str:
         if other != name and Path(other).is_file():
             return f"but one that looks the same is there, written with {words} ({form}): write the manifest's names so too"
     return (
-        "the paths of a manifest are relative to it; if audio has moved: featstore relabel STORE --audio-root OLD=NEW"
+        "check the path (those of a manifest are relative to it); if audio of a store has moved: "
+        "featstore relabel STORE --audio-root OLD=NEW"
     )
 
 

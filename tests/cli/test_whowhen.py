@@ -205,6 +205,7 @@ def bad_inputs(tone_run: Path, tone_store: Path) -> dict[str, tuple[list, int, s
     Path("late.jsonl").write_text('{"audio_filepath": "good.wav", "offset": 60, "duration": 5}\n')
     Path("folder").mkdir()
     Path("file").write_text("x")
+    Path("a-store/features.zarr").mkdir(parents=True)
     Path("broken").mkdir()
     Path("broken/config.json").write_text("{}")
     return {
@@ -212,6 +213,7 @@ def bad_inputs(tone_run: Path, tone_store: Path) -> dict[str, tuple[list, int, s
         "no such file": (["gone.wav"], 2, "gone.wav: no such file, folder or pattern"),
         "no match": (["*.mp3"], 2, r"\*.mp3: no file matches"),
         "empty folder": (["folder"], 2, "folder: no audio in this folder"),
+        "store": (["a-store"], 2, "a-store: is a store; take features from it with --store a-store"),
         "bad manifest": (["bad.jsonl"], 2, "bad.jsonl:1: not JSON"),
         "manifest of nothing": (["gone.jsonl"], 1, "gone.wav: no such file"),
         "part behind the end": (["late.jsonl"], 1, "the manifest says 60 s"),

@@ -249,6 +249,10 @@ def test_what_is_wrong_is_one_line(
             "--speaker 9: not heard in this recording; the diarization",
         ),
         (("--speaker", "Ann", "--tse", tse_run, "--run", tone_run), "--speaker Ann: not heard in this recording"),
+        (
+            ("--speaker", "1", "--tse", tse_run, "--out", "meeting.wav"),
+            "meeting.wav: is the recording itself; choose another",
+        ),
         (("--speaker", "A", "--tse", tse_run, "--enrol", "A"), "--enrol: expected NAME=AUDIO, found 'A'"),
     ):
         done = isolate("meeting.wav", *arguments)
