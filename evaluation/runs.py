@@ -277,6 +277,8 @@ def open(path: str | PathLike[str]) -> RunFiles:
     """
     path = Path(path)
     config = _json(path / CONFIG)
+    if config is None and (path / "features.zarr").is_dir():
+        raise RunError(f"{path}: a store, and no run; trainers fit KIND --store {path} --out RUN makes one of it")
     if config is None:
         raise RunError(f"{path}: not a run (no {CONFIG} in it); make one with: trainers fit")
     try:

@@ -15,7 +15,7 @@ class Address:
 
     Raises
     ------
-    ValueError : another machine could come, without a token or without TLS; a certificate without its key.
+    ValueError : another machine could come, without a token or without TLS; a certificate without its key; no port.
     """
 
     host: str = "localhost"
@@ -25,6 +25,8 @@ class Address:
     key: str | None = None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.port < 1 << 16:
+            raise ValueError(f"--port must be 0 to 65535, found {self.port}; 0 takes any that is free")
         if (self.certificate is None) != (self.key is None):
             raise ValueError("TLS needs both a certificate and its key: --tls-cert and --tls-key")
         if not is_local(self.host) and (self.token is None or self.certificate is None):
@@ -37,11 +39,22 @@ class Address:
 
     @property
     def tls(self) -> ssl.SSLContext | None:
-        """What a listening socket needs for TLS."""
+        """What a listening socket needs for TLS.
+
+        Raises
+        ------
+        ValueError : no such files, or they are no certificate and its key.
+        """
         if self.certificate is None:
             return None
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(self.certificate, self.key)
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+        except OSError as error:  # an SSLError is one
+            raise ValueError(
+                f"--tls-cert {self.certificate}, --tls-key {self.key}: {error.strerror or error}; expected a certificate and its "
+                "key, both as PEM"
+            ) from None
         return context
 
 

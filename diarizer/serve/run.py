@@ -51,10 +51,11 @@ async def listening(server: Server, address: Address) -> tuple[str, Callable[[],
         from aiohttp import web
     except ImportError:
         raise ValueError("serving needs aiohttp: pip install -e '.[serve]'") from None
+    tls = address.tls
     runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=2.0)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, address.host, address.port, ssl_context=address.tls)
+        site = web.TCPSite(runner, address.host, address.port, ssl_context=tls)
         await site.start()
     except OSError as error:
         await runner.cleanup()

@@ -38,9 +38,15 @@ class Server:
     token : who does not know it is turned away; without one, who does not come to localhost is.
     beside : a Moshi server's address, ``ws://HOST:PORT``, to stand in front of; see `diarizer.serve.proxy`.
     watch : a session to show on the page; then there is no other, and audio comes from elsewhere.
+
+    Raises
+    ------
+    ValueError : `beside` is no such address.
     """
 
     def __init__(self, hub: Hub, token: str | None = None, beside: str | None = None, watch: str | None = None) -> None:
+        if beside is not None and not beside.startswith(("ws://", "wss://")):
+            raise ValueError(f"--beside: expected ws://HOST:PORT or wss://…, found {beside!r}")
         self.hub, self.token, self.beside, self.watch = hub, token, beside, watch
         self._connections = 0
 

@@ -164,6 +164,11 @@ def test_a_folder_of_runs_means_them_and_each_counts_once(seeds: Path, tmp_path:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match=r"empty: not a run"):
         expand([tmp_path / "empty"])
+    (tmp_path / "store/features.zarr").mkdir(parents=True)
+    with pytest.raises(
+        RunError, match=r"store: a store, and no run; trainers fit KIND --store .*store --out RUN makes one"
+    ):
+        expand([tmp_path / "store"])
 
 
 def test_shares_of_the_training_data_are_a_curve_not_rows(seeds: Path, tmp_path: Path) -> None:

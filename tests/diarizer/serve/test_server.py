@@ -340,6 +340,22 @@ def test_where_a_server_may_listen():
         Address(token="short")
     with pytest.raises(ValueError, match="both"):
         Address(certificate="c")
+    for port in (-1, 65536, 99999999):  # which a socket would take for another
+        with pytest.raises(ValueError, match=f"--port must be 0 to 65535, found {port}; 0 takes any"):
+            Address(port=port)
+    with pytest.raises(ValueError, match=r"--beside: expected ws://HOST:PORT or wss://…, found 'localhost:8998'"):
+        Server(Hub(TinyLive, {}), beside="localhost:8998")
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_certificate_that_cannot_be_read_is_no_port_that_is_taken(tmp_path, content):
+    if content:
+        (tmp_path / "c").write_text(content)
+    address = Address(certificate=str(tmp_path / "c"), key=str(tmp_path / "k"))
+    with pytest.raises(
+        ValueError, match=r"--tls-cert .*/c, --tls-key .*/k: .*; expected a certificate and its key, both as PEM$"
+    ):
+        asyncio.run(listening(Server(Hub(TinyLive, {})), address))
 
 
 def test_numbers_for_monitoring():
