@@ -44,8 +44,8 @@ class ProxyConfig(FitConfig):
     cosine_margin: NotNegative = Field(0.0, description="contrastive: cosine up to which two speakers cost nothing")
     angle: NotNegative = Field(0.2, description="margin: the angle by which a crop must be nearer to its speaker")
     scale: Positive = Field(30.0, description="margin: of the cosines")
-    soft: _Share = Field(0.25, description="of the steps take logits instead of codes")
-    corrupted: _Share = Field(0.25, description="of the steps take codes of which some are wrong")
+    soft: _Share = Field(0.4, description="share of the crops that come as logits")
+    corrupted: _Share = Field(0.25, description="share of the crops of which some codes are wrong")
     pairs: Count = Field(40, description="of speakers, in the gradient test")
     climb: Count = Field(80, description="steps along the gradient, in that test")
     looks: Count = Field(10, description="times that dev is looked at, with each loss")
@@ -63,7 +63,7 @@ class ProxyConfig(FitConfig):
                 "it: leave it out (its own measure stands in every result)"
             )
         if self.soft + self.corrupted > 1:
-            raise ValueError(f"soft and corrupted are shares of all steps, found {self.soft} and {self.corrupted}")
+            raise ValueError(f"soft and corrupted are shares of all crops, found {self.soft} and {self.corrupted}")
         if self.channels % 8:
             raise ValueError(f"channels must be a multiple of 8, found {self.channels}")
         return self

@@ -327,7 +327,7 @@ def test_a_trial_speaker_among_the_trained_is_refused(made: tuple[Store, Path], 
     ("settings", "match"),
     [
         (("losses=margin,margin",), "some of contrastive, margin, teacher, each once"),
-        (("soft=0.7", "corrupted=0.7"), "are shares of all steps"),
+        (("soft=0.7", "corrupted=0.7"), "are shares of all crops"),
         (("channels=20",), "multiple of 8, found 20"),
         (("protocol=reference",), "no reference protocol"),
         (("feature=titanet", "losses=margin"), "'titanet' is no codes"),

@@ -34,7 +34,7 @@ def test_each_default_is_the_one_that_was_measured() -> None:
         **{"feature": "mimi-codes", "teacher": "titanet", "trials": "", "channels": 512, "size": 192},
         **{"losses": ("contrastive", "margin", "teacher"), "steps": 2000, "speakers": 32, "crop_s": 3.0, "lr": 1e-3},
         **{"weight_decay": 1e-5, "negatives": 5.0, "cosine_margin": 0.0, "angle": 0.2, "scale": 30.0},
-        **{"soft": 0.25, "corrupted": 0.25, "looks": 10, "checkpoint_steps": 200},
+        **{"soft": 0.4, "corrupted": 0.25, "looks": 10, "checkpoint_steps": 200},
         **{"judges": 1, "pairs": 40, "climb": 80},
     }
     assert (ascent.RATE, ascent.SURE, ascent.HEARD, ascent.STRANGERS, loop.SOFT_SHARE) == (0.2, 0.9, 0.6, 0.05, 0.5)
