@@ -156,7 +156,7 @@ class _View:
             for turn in update.final:
                 line = f"{turn.start_s:8.2f} {turn.end_s:8.2f}  {turn.speaker}"
                 if self._screen:
-                    self._screen.console.print(line, highlight=False, markup=False)
+                    self._screen.console.print(line, highlight=False, markup=False, soft_wrap=True)
                 else:
                     print(line, flush=True)
         if self._screen and updates:
@@ -166,8 +166,11 @@ class _View:
         from rich.text import Text
 
         behind = max(0.0, time.monotonic() - self._began - seconds)
+        latency_s = self._engine.algorithmic_latency_s
         text = Text(
-            f"{seconds:8.1f} s heard, latency {self._engine.algorithmic_latency_s:.2f} s, {behind:.1f} s behind\n"
+            f"{seconds:8.1f} s heard, {behind:.1f} s behind, latency {latency_s:.2f} s\n",
+            no_wrap=True,
+            overflow="ellipsis",
         )
         for turn in update.partial:
             text.append(f"{turn.start_s:8.2f}        …  {turn.speaker}\n", style="bold")

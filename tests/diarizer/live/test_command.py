@@ -24,6 +24,7 @@ from diarizer.live.certificate import _apart, _first, certify, go_on
 from diarizer.live.recorded import Recorded
 from diarizer.live.sources import Microphone, of_file, of_stdin
 from evaluation.rttm import read_rttm
+from tests.terminal import on_terminal
 from tests.tones import RATE_HZ, write
 
 pytestmark = pytest.mark.usefixtures("knows_fakes")
@@ -147,7 +148,7 @@ def test_a_terminal_shows_what_is_open_and_how_far_behind_it_is(engine, monkeypa
         calls = view._screen.calls
         view.take(engine.push(np.zeros(12), 12), 12.5)
         view.take([], 13.0)
-    turn, picture = "    0.25     0.50  Ann", "    12.5 s heard, latency 0.32 s, 2.5 s behind\n    0.75        …  Bob\n"
+    turn, picture = "    0.25     0.50  Ann", "    12.5 s heard, 2.5 s behind, latency 0.32 s\n    0.75        …  Bob\n"
     assert calls == ["start", turn, picture, "stop"] and capsys.readouterr().out == ""
 
 
@@ -241,6 +242,32 @@ def test_a_terminal_is_no_pipe(engine, monkeypatch):
     monkeypatch.setattr("cli.whowhen.live.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
     ended = live("-")
     assert ended.exit_code == 2 and "-: standard input is a terminal; pipe sound into it" in ended.stderr
+
+
+VIEW = """
+from types import SimpleNamespace as Named
+from cli.whowhen.live import _View
+
+def turn(start_s, speaker):
+    return Named(start_s=start_s, end_s=start_s + 1, speaker=speaker)
+
+with _View(Named(algorithmic_latency_s=0.72), False) as view:
+    for k in range(3):
+        view.take([Named(final=[turn(k, "somebody with a long name of two rows")], partial=[turn(k + 1, "speaker2" * 9)])], 12.0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("columns", "heard"), [(40, "12.0 s heard, 0.0 s behind, latency…"), (100, "0.0 s behind, latency 0.72 s")]
+)
+def test_on_a_terminal_what_is_open_keeps_a_row_each(columns, heard):
+    code, shown = on_terminal(VIEW, columns=columns)
+    assert code == 0 and heard in shown
+    rows = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).replace("\r", "").split("\n")
+    assert (
+        sum("somebody with a long name of two rows" in row for row in rows) == 3
+    )  # a terminal may wrap them, we do not
+    assert all(len(row) <= columns for row in rows if "speaker2" in row or "heard" in row)
 
 
 def test_ctrl_c_closes_what_is_open(tone_run, wave, tmp_path, monkeypatch):
