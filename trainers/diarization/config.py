@@ -85,6 +85,11 @@ class DiarizationConfig(SessionsConfig, OneInputConfig):
     )
     medians: _Medians = Field((1, 5, 11), description="odd lengths of a filter in frames, that decoding is tuned over")
 
+    @property
+    def cache(self) -> bool:
+        """Whether the head is told of what came before its window."""
+        return False
+
     @model_validator(mode="after")
     def _together(self) -> DiarizationConfig:
         if self.width % self.heads or self.width % 2:
@@ -101,6 +106,19 @@ class FrozenConfig(DiarizationConfig):
     resident: Literal["auto", "yes", "no"] = Field(
         "auto", description="keep the training frames in device memory; auto: on CUDA, where they fill less than half"
     )
+    cache_s: NotNegative = Field(
+        0.0, description="earlier speech, by voice, that a window is heard with, so that channels are voices; 0: none"
+    )
+
+    @property
+    def cache(self) -> bool:
+        return self.cache_s > 0
+
+    @model_validator(mode="after")
+    def _published(self) -> FrozenConfig:
+        if self.cache and self.protocol == "reference":
+            raise ValueError("cache_s: the published procedure hears windows alone; leave it out, or protocol=sound")
+        return self
 
 
 @settings

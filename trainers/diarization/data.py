@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Protocol
 
@@ -19,21 +19,35 @@ from numpy.typing import NDArray
 from featstore import Store
 from trainers.config import ConfigError
 from trainers.diarization.config import DiarizationConfig
+from trainers.diarization.models import Earlier
 from trainers.diarization.sessions import Session
 
 # ---- which crops
 
+_BEGINS = (0.3, 0.3, 0.4)  # how often a crop's recording begins at its own start, anywhere, with the window
+
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """Frames ``start : start + length`` of a session; a batch pads the end where the session is over."""
+    """Frames ``start : start + length`` of a session; a batch pads the end where the session is over.
+
+    Attributes
+    ----------
+    begin : the first frame of what a head with a cache is told of what came before; None: the window alone.
+    draw : what its cache is drawn by; None: not at all, it is right.
+    """
 
     session: Session
     start: int
+    begin: int | None = None
+    draw: int | None = None
 
 
 class CropSampler:
     """Draws crops: a session comes up in proportion to its weight times its length.
+
+    With a cache, a crop is a moment in a recording that began anywhere before it; some windows are short, as the first
+    seconds of a recording are.
 
     Raises
     ------
@@ -51,6 +65,7 @@ class CropSampler:
         if not weights.sum() > 0:
             raise ConfigError(f"sampling {config.sampling} gives every training session the weight 0")
         self.sessions, self.seed = sessions, config.seed
+        self.cache, self.length = config.cache, length
         self.starts = np.array([max(0, s.num_frames - length) + 1 for s in sessions])
         self.ends = np.cumsum(weights)
         # A share of the sessions takes as many steps as all of them would.
@@ -64,7 +79,17 @@ class CropSampler:
         points = (rng.random() + rng.permutation(self.count)) / self.count * self.ends[-1]
         chosen = np.searchsorted(self.ends, points, side="right").clip(max=len(self.ends) - 1)
         starts = rng.integers(self.starts[chosen])
-        return [Crop(self.sessions[i], start) for i, start in zip(chosen.tolist(), starts.tolist(), strict=True)]
+        crops = [Crop(self.sessions[i], start) for i, start in zip(chosen.tolist(), starts.tolist(), strict=True)]
+        return [self._moment(crop, rng) for crop in crops] if self.cache else crops
+
+    def _moment(self, crop: Crop, rng: np.random.Generator) -> Crop:
+        """A crop with a beginning: of the recording's own, a random one, or none before the window."""
+        begin = int(rng.choice((0, rng.integers(crop.start + 1), crop.start), p=_BEGINS))
+        session = crop.session
+        if begin == crop.start and rng.random() < 0.5:  # nothing before: it may have lasted less than a window, too
+            upto = min(session.num_frames, crop.start + int(rng.integers(1, self.length + 1)))
+            session = replace(session, num_frames=upto)
+        return Crop(session, crop.start, begin, int(rng.integers(2**32)))
 
 
 def _weight(id: str, sampling: dict[str, float]) -> float:
@@ -74,9 +99,10 @@ def _weight(id: str, sampling: dict[str, float]) -> float:
     return 1.0
 
 
-def windows(sessions: Sequence[Session], length: int) -> list[Crop]:
-    """Consecutive crops that cover every session; the last of each is shorter."""
-    return [Crop(s, start) for s in sessions for start in range(0, s.num_frames, length)]
+def windows(sessions: Sequence[Session], length: int, *, cache: bool = False) -> list[Crop]:
+    """Consecutive crops that cover every session; the last of each is shorter. With a `cache`, of all that came before."""
+    begin = 0 if cache else None
+    return [Crop(s, start, begin) for s in sessions for start in range(0, s.num_frames, length)]
 
 
 # ---- labels
@@ -133,6 +159,7 @@ class Batch:
     mask : (batch, frames) bool, True on frames of the session.
     padded : whether any frame is masked; asking the mask itself would wait for the device.
     dropped : frames of speech by speakers who have no channel.
+    earlier : what a head with a cache is told; labels then stand on the channels where they belong.
     """
 
     inputs: torch.Tensor
@@ -140,6 +167,7 @@ class Batch:
     mask: torch.Tensor
     padded: bool
     dropped: int
+    earlier: Earlier | None = None
 
 
 def label_batch(
@@ -230,6 +258,15 @@ class FrameSource:
             out[: len(rows), column : column + rows.shape[1]] = rows
             column += rows.shape[1]
         out[stop - crop.start :] = 0
+
+    def blocks(self, id: str, firsts: NDArray[np.int64], block: int) -> torch.Tensor:
+        """Means of frames ``first : first + block`` of a session for each of `firsts`, (blocks, dim) float32 on the device."""
+        index = firsts[:, None] + np.arange(block)
+        if self._table is not None and id in self._offsets:
+            return self._table[torch.from_numpy(index + self._offsets[id]).to(self._device)].float().mean(1)
+        read = [self._store.frames(name, id, 0, int(index.max(initial=-1)) + 1)[index] for name in self._names]
+        means = [frames.mean(1, dtype=np.float32) for frames in read]
+        return torch.from_numpy(np.concatenate(means, 1)).to(self._device)
 
     def batch(self, crops: Sequence[Crop], buffer: NDArray | None = None) -> Batch:
         """Read one batch; `buffer` (batch or more, length, dim) is used instead of new memory."""

@@ -20,10 +20,12 @@ def run_model(model: nn.Module, batch: Batch, config: DiarizationConfig, device:
     """Logits of one batch and their loss; the reference protocol neither masks padding nor sorts inside the crop."""
     sound = config.protocol == "sound"
     # Without a mask attention can take its fastest kernels.
-    mask = batch.mask if sound and batch.padded else None
+    mask, earlier = batch.mask if sound and batch.padded else None, batch.earlier
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        logits = model(batch.inputs, mask)
+        logits = model(batch.inputs, mask) if earlier is None else model(batch.inputs, mask, earlier)
     weights = {"sort_weight": config.sort_weight, "pil_weight": config.pil_weight}
+    if earlier is not None:  # its labels stand on the channels where they belong
+        return logits, hybrid_loss(logits, batch.labels, mask, resort=False, known=earlier.known, **weights)
     return logits, hybrid_loss(logits, batch.labels, mask, resort=sound, **weights)
 
 

@@ -15,6 +15,7 @@ from featstore.extractors.device import pick_device
 from trainers import distributed
 from trainers.checkpoint import State, load_best, nothing_to_do, read_state
 from trainers.diarization import decode
+from trainers.diarization.cache import CachedSource, blocks_of
 from trainers.diarization.config import DiarizationConfig, FrozenConfig, UnfreezeConfig
 from trainers.diarization.data import Crop, FrameSource, Source, windows
 from trainers.diarization.evaluate import evaluate
@@ -96,7 +97,10 @@ def build(
         source.keep(_resident(source, sessions.train, config, device))
         adapter = Adapter(source.dim, **sizes)
         _bring_to_scale(adapter, store, sessions, config)
-        return adapter.to(device), source
+        adapter = adapter.to(device)
+        if not config.cache:
+            return adapter, source
+        return adapter, CachedSource(source, config, blocks_of(config, sessions.grid.step_s), device)
 
 
 def _bring_to_scale(adapter: Adapter, store: Store, sessions: Sessions, config: DiarizationConfig) -> None:

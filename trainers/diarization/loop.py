@@ -71,7 +71,7 @@ class Training:
         self.log = Log(run, self.state, progress, first=ranks.first)
         self.parallel = ranks.wrap(model, device)
         self.sampler = CropSampler(sessions.train, self.config, source.length)
-        self.dev_windows = windows(sessions.dev, source.length)
+        self.dev_windows = windows(sessions.dev, source.length, cache=self.config.cache)
         self.loss_sum = torch.zeros((), dtype=_sum_dtype(device), device=device)
         self.began = time.perf_counter() - self.state.seconds  # as if it had never been stopped
 

@@ -79,6 +79,7 @@ def hybrid_loss(
     sort_weight: float = 0.5,
     pil_weight: float = 0.5,
     resort: bool = True,
+    known: Tensor | None = None,
 ) -> Tensor:
     """``sort_weight · sort + pil_weight · PIL`` (a scalar), each a mean binary cross-entropy.
 
@@ -91,6 +92,7 @@ def hybrid_loss(
     logits, labels : (batch, frames, K)
     mask : (batch, frames), True where a frame counts; None counts all.
     resort : order speakers by their arrival in the example; False takes the labels' own order (reference protocol).
+    known : (batch, K) bool, channels that are taken: PIL leaves their speakers on them.
     """
     cost = cost_matrix(logits, labels, mask)
     costs = assignment_costs(cost)
@@ -99,6 +101,10 @@ def hybrid_loss(
         sort = costs.masked_fill(~valid, torch.inf).amin(1)
     else:
         sort = cost.diagonal(dim1=1, dim2=2).sum(1)
+    if known is not None:
+        table = all_permutations(cost.shape[-1], cost.device)
+        stays = table == torch.arange(cost.shape[-1], device=cost.device)
+        costs = costs.masked_fill(~(stays | ~known.unsqueeze(1)).all(-1), torch.inf)
     summed = (sort_weight * sort + pil_weight * costs.amin(1)).sum()
     # Every frame that counts weighs the same, whichever example it is from; so padding cannot change the loss.
     frames = mask.sum() if mask is not None else logits.shape[0] * logits.shape[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,26 @@ from torch.nn import functional
 
 from trainers.diarization.config import DiarizationConfig
 from trainers.scale import OneScale
+
+
+class Earlier(NamedTuple):
+    """What a head is told of what came before its window: see `trainers.diarization.cache`.
+
+    Attributes
+    ----------
+    frames : (batch, blocks, dim), means over blocks of frames as a store has them.
+    told : (batch, blocks, channels) 0 to 1, how active each channel was.
+    mask : (batch, blocks) bool, True where there is a block.
+    """
+
+    frames: Tensor
+    told: Tensor
+    mask: Tensor
+
+    @property
+    def known(self) -> Tensor:
+        """(batch, channels) bool: whose voice is there."""
+        return ((self.told > 0.5) & self.mask.unsqueeze(-1)).any(1)
 
 
 class Adapter(nn.Module):
@@ -27,6 +47,7 @@ class Adapter(nn.Module):
     token_frames : so many frames are averaged into one token of the Transformer, which answers for each of them.
     channel_dropout : dropout takes whole channels of an example, one mask for all its frames, and attention none.
     input_dropout : share of the input's dimensions that are dropped over a whole example.
+    cache_s : above 0, each token is told which channels were active when earlier frames sounded as it does (`Recall`).
     """
 
     def __init__(
@@ -43,6 +64,7 @@ class Adapter(nn.Module):
         token_frames: int = 1,
         channel_dropout: bool = False,
         input_dropout: float = 0.0,
+        cache_s: float = 0.0,
     ) -> None:
         super().__init__()
         self.speakers, self.token_frames = speakers, token_frames
@@ -58,25 +80,60 @@ class Adapter(nn.Module):
         # Nested tensors would take another path in eval than in training, and drop padded frames from the output.
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.head = nn.Linear(width, token_frames * speakers)
+        self.recall = Recall(dim, speakers, width) if cache_s else None
 
-    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, mask: Tensor | None = None, earlier: Earlier | None = None) -> Tensor:
         """Logits (batch, frames, speakers) of features (batch, frames, dim).
 
         `mask` (batch, frames) is True on real frames: padding is not attended to. None attends to all.
         """
-        x = self.project(self.input_dropout(self.scale(features).to(self.project.weight.dtype)))
+        frames, real = self.input_dropout(self.scale(features).to(self.project.weight.dtype)), mask
+        x = self.project(frames)
         if self.conv is not None:
             x = x + functional.gelu(self.conv(_zero_padding(x, mask).transpose(1, 2)).transpose(1, 2))
         if self.token_frames > 1:
             x, mask = _tokens(_zero_padding(x, mask), mask, self.token_frames)
         x = x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype)
+        said = 0.0
+        if earlier is not None:
+            assert self.recall is not None  # only a head that was made for it is told
+            tokens = _tokens(_zero_padding(frames, real), None, self.token_frames)[0]
+            told = self.recall(tokens, earlier._replace(frames=self.scale(earlier.frames).to(x.dtype)))
+            x = x + self.recall.say(told)
+            said = (self.recall.weight * told).repeat_interleave(self.token_frames, 1)[:, : features.shape[1]]
         x = self.head(self.encoder(x, src_key_padding_mask=None if mask is None else ~mask))
-        return x.unflatten(2, (self.token_frames, self.speakers)).flatten(1, 2)[:, : features.shape[1]]
+        return x.unflatten(2, (self.token_frames, self.speakers)).flatten(1, 2)[:, : features.shape[1]] + said
+
+
+class Recall(nn.Module):
+    """What was said of earlier frames that sound like these: attention by cosine, whose values are activities.
+
+    ``softmax(e^size · cos(Wq, Wk)) · told``, where one more key of its own size, whose value is silence, stands for nobody. It
+    is told to the Transformer, by a linear layer, and has its `weight` in what comes out.
+    """
+
+    def __init__(self, dim: int, speakers: int, width: int) -> None:
+        super().__init__()
+        self.sound = nn.Linear(dim, width, bias=False)
+        nn.init.orthogonal_(self.sound.weight)
+        self.size = nn.Parameter(torch.tensor(2.3))
+        self.nobody = nn.Parameter(torch.tensor(2.0))
+        self.weight = nn.Parameter(torch.tensor(4.0))
+        self.say = nn.Linear(speakers, width, bias=False)  # told nothing is as told of nobody
+
+    def forward(self, x: Tensor, earlier: Earlier) -> Tensor:
+        """(batch, tokens, channels) 0 to 1 for tokens (batch, tokens, dim) and what came before, both on one scale."""
+        here, there = (functional.normalize(self.sound(frames), dim=-1) for frames in (x, earlier.frames))
+        alike = self.size.exp() * here @ there.transpose(1, 2)
+        alike = alike.masked_fill(~earlier.mask.unsqueeze(1), -torch.inf)
+        weights = torch.cat([alike, self.nobody.expand(*alike.shape[:2], 1)], 2).softmax(2)[:, :, :-1]
+        return weights @ earlier.told.to(x.dtype)
 
 
 def adapter_sizes(config: DiarizationConfig) -> dict[str, Any]:
     """What an `Adapter` of these settings is made of, but for the dimension of what it takes."""
-    return {name: getattr(config, name) for name in inspect.signature(Adapter).parameters if name != "dim"}
+    names = inspect.signature(Adapter).parameters
+    return {name: getattr(config, name) for name in names if name != "dim" and hasattr(config, name)}
 
 
 class _ChannelDropout(nn.Dropout1d):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -20,7 +20,8 @@ from trainers.cascade.clusters import ANY, Limits, pieces_of, unit
 from trainers.cascade.inputs import Read, read
 from trainers.cascade.measuring import Truth, summed
 from trainers.checkpoint import load_best
-from trainers.diarization.config import DiarizationConfig
+from trainers.diarization.config import DiarizationConfig, FrozenConfig
+from trainers.diarization.follow import Follower, Following, follow
 from trainers.diarization.models import Adapter, adapter_sizes
 from trainers.diarization.sessions import Session
 from trainers.diarization.stitch import Heard, join, single_of, sound_of, starts_of, stitch
@@ -32,6 +33,7 @@ OVERLAPS = 2
 _BATCH = 16
 PIECE_S, EDGE_S = 0.64, 0.24  # as the cascade's, see its settings
 _APART = tuple(round(0.05 * k, 2) for k in range(2, 21))
+_FOLLOWED_APART = (0.3, 0.4, 0.5, 0.6, 0.7)
 _SHARES = (0.02, 0.05)
 _AS_GOOD = 1.1  # times the least DER
 
@@ -111,6 +113,16 @@ class WholeHead:
         activity = join(heard, voices)
         return decode(activity, how.threshold, how.median), activity, voices
 
+    def follower(self, how: Following) -> Follower:
+        """A head with a cache at the start of a recording."""
+        assert isinstance(self.config, FrozenConfig)  # no other has a cache
+        return Follower(self.model, self.config, self.grid, self.device, self.sound(how.who), how.apart)
+
+    def sound(self, who: str) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        """What frames (…, dim) sound like by a feature, of length 1."""
+        columns = self.columns(who)
+        return lambda frames: unit(self.scaled(frames)[..., columns])
+
     def turns(self, active: NDArray[np.bool_]) -> Turns:
         return frames_to_turns(active, self.grid, [f"voice{k}" for k in range(active.shape[1])])
 
@@ -178,16 +190,46 @@ def measure_whole(
 
     Returns
     -------
-    What result.json holds: "whole", errors over all test sessions and by recording; "stitching", what was chosen.
+    What result.json holds: "whole", errors over all test sessions and by recording; "stitching" or, of a head with a
+    cache, "following": what was chosen.
     """
-    best, figures = choose(head, store, dev)
-    truth = Truth(test, head.grid)
-    turns = [head.turns(head.active(_listen(head, store, s, (best.who,))[best.who], best)[0]) for s in test]
-    errors = truth.score(turns)
-    return {
-        "whole": summed(errors).to_json() | {"recordings": {name: e.to_json() for name, e in errors.items()}},
-        "stitching": asdict(best) | {"dev_der": figures["der"], "overlaps": OVERLAPS},
-    }
+    result: dict[str, Any]
+    if head.config.cache:
+        following, dev_der = choose_following(head, store, dev)
+        result = {"following": asdict(following) | {"dev_der": dev_der}}
+        turns = [
+            head.turns(decode(a, following.threshold, following.median))
+            for a in _followed(head, store, test, following)
+        ]
+    else:
+        best, figures = choose(head, store, dev)
+        result = {"stitching": asdict(best) | {"dev_der": figures["der"], "overlaps": OVERLAPS}}
+        turns = [head.turns(head.active(_listen(head, store, s, (best.who,))[best.who], best)[0]) for s in test]
+    errors = Truth(test, head.grid).score(turns)
+    return {"whole": summed(errors).to_json() | {"recordings": {n: e.to_json() for n, e in errors.items()}}, **result}
+
+
+def choose_following(head: WholeHead, store: Store, dev: Sequence[Session]) -> tuple[Following, float | None]:
+    """Who says which voices are one, how far these are apart, and the decoding: of least DER on dev; and that DER."""
+    truth, config = Truth(dev, head.grid), head.config
+    rows: list[tuple[float, Following]] = []
+    for who in config.features:
+        for apart in _FOLLOWED_APART:
+            found = _followed(head, store, dev, Following(who, apart))
+            for median in config.medians:
+                for threshold in config.thresholds:
+                    turns = [head.turns(decode(each, threshold, median)) for each in found]
+                    rows.append((_number(truth.total(turns).der), Following(who, apart, threshold, median)))
+    der, best = min(rows, key=lambda row: row[0])
+    return best, der if np.isfinite(der) else None
+
+
+def _followed(head: WholeHead, store: Store, sessions: Sequence[Session], how: Following) -> list[NDArray[np.float32]]:
+    follower = head.follower(how)
+    return [
+        follow(follower, lambda names, start, stop, id=s.id: read(store, names, id, start, stop), s.num_frames)  # type: ignore[misc]
+        for s in sessions
+    ]
 
 
 def _listen(head: WholeHead, store: Store, session: Session, whos: Sequence[str]) -> dict[str, Heard]:
