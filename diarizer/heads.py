@@ -9,15 +9,18 @@ import torch
 from numpy.typing import NDArray
 
 from diarizer.frames import Frames
+from evaluation.frames import decode as decode_frames
 from featstore import FrameGrid
 from trainers.cascade.cascade import Cascade, Heard
-from trainers.cascade.clusters import Limits
+from trainers.cascade.clusters import ANY, Limits, unit
 from trainers.cascade.decoding import decode, smooth_counts
 from trainers.cascade.inputs import finer
+from trainers.diarization.follow import Following, alone_sums, follow, following_of
 from trainers.diarization.stitch import voices_in
 from trainers.diarization.whole import Stitching, WholeHead, load_head, stitching_of
 from trainers.runs import Run, RunError
 
+_AT_ONCE = 4096  # frames
 # How fast certainty grows with what a turn's frames are nearer to its voice than to the next one.
 _SURE = 20.0
 
@@ -125,6 +128,45 @@ class StitchedHead:
         return voices_in(heard, labels), alone.mean(0), len(alone) * self.head.grid.step_s
 
 
+class FollowedHead:
+    """Adapter and fusion with a cache: a channel is a voice throughout. How many there are, where that is given: stitched."""
+
+    def __init__(self, head: WholeHead, how: Following) -> None:
+        self.head, self.how = head, how
+        self.stitched = StitchedHead(head, Stitching(how.who, how.apart, threshold=how.threshold, median=how.median))
+        self.features, self.same = self.stitched.features, self.stitched.same
+
+    def tell(self, frames: Frames, limits: Limits) -> Told:
+        """See `Head.tell`."""
+        if limits != ANY:
+            return self.stitched.tell(frames, limits)
+        active, activity = self._follow(frames)
+        return Told(active, activity, unit(self._sounds(frames, active)), self.head.grid)
+
+    def voices(self, frames: Frames) -> tuple[NDArray[np.float32], NDArray[np.float64], float]:
+        """See `Head.voices`."""
+        active, _ = self._follow(frames)
+        alone = active[active.sum(1) == 1]
+        shares = alone.mean(0) if len(alone) else np.zeros(active.shape[1])
+        return unit(self._sounds(frames, active)), shares, len(alone) * self.head.grid.step_s
+
+    def _follow(self, frames: Frames) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """(frames, voices) who is active, how active; of the channels that are anybody's."""
+        activity = follow(self.head.follower(self.how), frames.read, frames.num_frames)
+        active = decode_frames(activity, self.how.threshold, self.how.median)
+        there = active.any(0)
+        return active[:, there], activity[:, there]
+
+    def _sounds(self, frames: Frames, active: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Sums of the frames in which each voice is alone, (voices, dim)."""
+        sound, sums = self.head.sound(self.how.who), np.zeros((active.shape[1], 1), np.float32)
+        for first in range(0, len(active), _AT_ONCE):
+            here = active[first : first + _AT_ONCE]
+            read = frames.read(self.features, first, first + len(here))
+            sums = sums + alone_sums(here, sound(read))
+        return sums
+
+
 def head_of(run: Run[Any], device: torch.device) -> Head:
     """The head of a run.
 
@@ -135,7 +177,8 @@ def head_of(run: Run[Any], device: torch.device) -> Head:
     if run.config.kind == "cascade":
         return CascadeHead(Cascade.load(run, device))
     if run.config.kind in ("adapter", "fusion"):
-        return StitchedHead(load_head(run, device), stitching_of(run))
+        head = load_head(run, device)
+        return FollowedHead(head, following_of(run)) if run.config.cache else StitchedHead(head, stitching_of(run))
     raise RunError(
         f"{run.path}: a run of kind {run.config.kind} does not say who spoke when in a recording; "
         "expected a cascade's, an adapter's or a fusion's"

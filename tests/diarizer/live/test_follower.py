@@ -1,0 +1,113 @@
+"""Heads with a cache on the fly: the same weights as of whole recordings, the same answers, a little later or sooner."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from diarizer.heads import FollowedHead
+from diarizer.live.adapter import LiveAdapter
+from diarizer.live.follower import LiveFollower
+from diarizer.live.heads import live_head
+from diarizer.live.timing import Timing
+from featstore import MIMI_GRID
+from tests.trainers.diarization.test_cache import DIM, Knows, config, spoken
+from trainers.cascade.clusters import ANY, Limits, unit
+from trainers.diarization.follow import Following
+from trainers.diarization.whole import WholeHead
+from trainers.scale import OneScale
+
+TURNS = [(0, 30, 5), (30, 60, 1), (60, 300, 2), (300, 330, 1), (330, 360, 5), (360, 400, 3)]
+
+
+class Scaled(Knows):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = OneScale(DIM)
+
+
+class Held:
+    """Frames of a recording."""
+
+    def __init__(self, frames):
+        self.frames, self.num_frames = frames, len(frames)
+
+    def read(self, names, start, stop):
+        return self.frames[start:stop]
+
+
+def head() -> FollowedHead:
+    whole = WholeHead(Scaled(), config("token_frames=4"), MIMI_GRID, {"mimi": DIM}, torch.device("cpu"))
+    return FollowedHead(whole, Following("mimi", 0.4, 0.5, 1))
+
+
+def told(live: LiveFollower, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(frames, channels) as settled on, and as first shown."""
+    settled, shown = np.zeros((2, len(frames), 4), bool)
+    done = seen = 0
+    for heard in [*range(live.timing.step, len(frames), live.timing.step), len(frames)]:
+        last = heard == len(frames)
+        said, same = live.step(lambda names, start, stop: frames[start:stop], heard, heard, last)
+        assert same == {} and said.voices == (0, 1, 2, 3)
+        settled[done : done + said.settled] = said.active[: said.settled]
+        shown[max(done, seen) : done + len(said.active)] = said.active[max(0, seen - done) :]
+        seen, done = done + len(said.active), done + said.settled
+    assert done == seen == len(frames)
+    return settled, shown
+
+
+@pytest.mark.parametrize("latency_s", [0.16, 1.04, 10.0])
+def test_live_and_whole_recordings_are_told_alike(latency_s):
+    frames = spoken(*TURNS)
+    whole = head().tell(Held(frames), ANY)
+    live = live_head(head(), Timing.of(latency_s, 0.08, 0), 8)
+    assert isinstance(live, LiveFollower)
+    settled, shown = told(live, frames)
+    np.testing.assert_array_equal(settled, whole.active)
+    assert (shown != whole.active).mean() < 0.01  # of two who take turns inside a block, one may seem the other
+    numbers, vectors = live.vectors
+    assert numbers == (0, 1, 2, 3)
+    np.testing.assert_allclose(vectors, whole.voices, atol=1e-5)
+    np.testing.assert_allclose(vectors, unit(np.eye(DIM)[[5, 1, 2, 3]]), atol=1e-6)
+
+
+def test_it_goes_on_elsewhere():
+    frames = spoken(*TURNS)
+    read = Held(frames).read
+    made = [live_head(head(), Timing.of(0.5, 0.08, 0), 8) for _ in range(2)]
+    for heard in range(3, 210, 3):
+        made[0].step(read, heard, heard, False)
+    made[1].restore(*made[0].state())
+    for heard in range(210, 390, 3):
+        (a, _), (b, _) = (live.step(read, heard, heard, False) for live in made)
+        np.testing.assert_array_equal(a.active, b.active)
+        np.testing.assert_array_equal(a.sure, b.sure)
+    made[1].reset()
+    np.testing.assert_array_equal(told(made[1], frames)[0], head().tell(Held(frames), ANY).active)
+
+
+def test_how_many_speak_is_a_matter_of_stitching():
+    """Channels are as many as they are; where a number is given, voices are clustered."""
+    frames = spoken(*TURNS)
+    assert head().tell(Held(frames), Limits(2, 2)).active.shape[1] == 2
+    assert head().tell(Held(frames), ANY).active.shape[1] == 4
+
+
+def test_a_voice_alone_can_be_enrolled():
+    vectors, shares, seconds = head().voices(Held(spoken((0, 40, 3))))
+    np.testing.assert_allclose(vectors, np.eye(DIM)[[3]], atol=1e-6)
+    assert shares.tolist() == [1.0] and seconds == pytest.approx(3.2)
+    vectors, shares, seconds = head().voices(Held(np.zeros((30, DIM), np.float32)))
+    assert not len(vectors) and not len(shares) and seconds == 0
+
+
+def test_a_window_shorter_than_a_step_is_refused():
+    whole = head().head
+    with pytest.raises(ValueError, match="hears 4 s at a time, too short"):
+        LiveFollower(whole, Following("mimi"), Timing(50, 50, 50))
+
+
+def test_without_a_cache_windows_are_tied():
+    stitched = head().stitched
+    assert isinstance(live_head(stitched, Timing.of(0.5, 0.08, 0), 8), LiveAdapter)
