@@ -18,6 +18,7 @@ from trainers.cascade.inputs import read
 from trainers.config import ConfigError, FitConfig
 from trainers.diarization.cache import CachedSource, blocks_of, example, pick
 from trainers.diarization.data import Crop, CropSampler, FrameSource, windows
+from trainers.diarization.evaluate import run_model
 from trainers.diarization.fit import fit_diarizer
 from trainers.diarization.follow import Follower, Following, follow, following_of
 from trainers.diarization.losses import assignment_costs, cost_matrix, hybrid_loss
@@ -311,3 +312,16 @@ def test_a_head_with_a_cache_learns_that_channels_are_voices(tmp_path):
     made = FitConfig.make("adapter", settings=("crop_s=8", "cache_s=6.4", "device=cpu", *tiny, *more))
     result = fit_diarizer(Run.create(tmp_path / "run", made, store), store)
     assert result["following"]["dev_der"] < 0.25 and result["whole"]["confusion"] < 0.25
+
+
+def test_the_loss_of_a_batch_knows_whose_channels_are_taken(store):
+    """Channels are not sorted anew, and the window's permutations leave known voices where they are."""
+    made = config("token_frames=4")
+    frames = FrameSource(store, made, 50, CPU)
+    source = CachedSource(frames, made, blocks_of(made, 0.08), CPU)
+    (batch,) = source.batches([Crop(s, 150, 0) for s in load_sessions(store, made).train], 4)
+    logits = torch.randn(4, 50, 4, generator=torch.Generator().manual_seed(2))
+    _, loss = run_model(lambda inputs, mask, earlier: logits, batch, made, CPU)
+    weights = {"sort_weight": made.sort_weight, "pil_weight": made.pil_weight}
+    assert loss == hybrid_loss(logits, batch.labels, resort=False, known=batch.earlier.known, **weights)
+    assert loss > hybrid_loss(logits, batch.labels, resort=False, **weights)
