@@ -159,7 +159,8 @@ class FollowedHead:
 
     def _sounds(self, frames: Frames, active: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Sums of the frames in which each voice is alone, (voices, dim)."""
-        sound, sums = self.head.sound(self.how.who), np.zeros((active.shape[1], 1), np.float32)
+        sound = self.head.sound(self.how.who)
+        sums: NDArray[Any] = np.zeros((active.shape[1], 1), np.float32)
         for first in range(0, len(active), _AT_ONCE):
             here = active[first : first + _AT_ONCE]
             read = frames.read(self.features, first, first + len(here))

@@ -84,7 +84,8 @@ class CropSampler:
 
     def _moment(self, crop: Crop, rng: np.random.Generator) -> Crop:
         """A crop with a beginning: of the recording's own, a random one, or none before the window."""
-        begin = int(rng.choice((0, rng.integers(crop.start + 1), crop.start), p=_BEGINS))
+        begins = 0, int(rng.integers(crop.start + 1)), crop.start
+        begin = begins[int(rng.choice(3, p=_BEGINS))]
         session = crop.session
         if begin == crop.start and rng.random() < 0.5:  # nothing before: it may have lasted less than a window, too
             upto = min(session.num_frames, crop.start + int(rng.integers(1, self.length + 1)))

@@ -23,10 +23,16 @@ def run_model(model: nn.Module, batch: Batch, config: DiarizationConfig, device:
     mask, earlier = batch.mask if sound and batch.padded else None, batch.earlier
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         logits = model(batch.inputs, mask) if earlier is None else model(batch.inputs, mask, earlier)
-    weights = {"sort_weight": config.sort_weight, "pil_weight": config.pil_weight}
-    if earlier is not None:  # its labels stand on the channels where they belong
-        return logits, hybrid_loss(logits, batch.labels, mask, resort=False, known=earlier.known, **weights)
-    return logits, hybrid_loss(logits, batch.labels, mask, resort=sound, **weights)
+    known = None if earlier is None else earlier.known  # then labels stand on the channels where they belong
+    return logits, hybrid_loss(
+        logits,
+        batch.labels,
+        mask,
+        sort_weight=config.sort_weight,
+        pil_weight=config.pil_weight,
+        resort=sound and known is None,
+        known=known,
+    )
 
 
 @dataclass(frozen=True)
