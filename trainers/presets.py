@@ -32,12 +32,13 @@ _SMALL_UNMIX: dict[str, Any] = {"width": 96, "layers": 2, "windows": True, "step
 #: A fraction of the work a step, and what it took to learn whom to listen for: docs/decisions/0017-extraction.md.
 _SMALL_TSE: dict[str, Any] = {
     "architecture": "gru",
-    "channels": 64,
-    "hop": 256,
+    "channels": 128,
+    "window": 1024,
+    "hop": 512,
     "crop_s": 2.0,
     "least_voices": 2,
     "remixed": 1.0,
-    "steps": 2000,
+    "steps": 3200,
     "lr": 2e-3,
 }
 

@@ -39,15 +39,18 @@ def test_each_default_is_the_one_that_was_measured() -> None:
     }
     small = FitConfig.make("tse", preset="small").to_json()
     assert {
-        key: small[key] for key in ("architecture", "channels", "hop", "crop_s", "least_voices", "steps", "lr")
+        key: small[key]
+        for key in ("architecture", "channels", "window", "hop", "crop_s", "least_voices", "remixed", "steps", "lr")
     } == {
         **{
             "architecture": "gru",
-            "channels": 64,
-            "hop": 256,
+            "channels": 128,
+            "window": 1024,
+            "hop": 512,
             "crop_s": 2.0,
             "least_voices": 2,
-            "steps": 2000,
+            "remixed": 1.0,
+            "steps": 3200,
             "lr": 2e-3,
         }
     }
