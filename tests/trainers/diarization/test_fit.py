@@ -113,8 +113,8 @@ MIMI = {"mimi_lr": 1e-5, "mimi_grad_clip": 0.5, "mimi_top_layers": 3, "mimi_cont
     ("kind", "expected"),
     [
         ("probe", {**EVERY, "epochs": 100, "batch_size": 256, "lr": 1e-3, "trials": "", "piece_s": 0.0}),
-        ("adapter", {**HEAD, "resident": "auto"}),
-        ("fusion", {**HEAD, "resident": "auto", "feature": "mimi+titanet"}),
+        ("adapter", {**HEAD, "resident": "auto", "cache_s": 0.0}),
+        ("fusion", {**HEAD, "resident": "auto", "cache_s": 0.0, "feature": "mimi+titanet"}),
         ("unfreeze", {**HEAD, **MIMI}),
     ],
 )
