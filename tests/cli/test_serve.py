@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -89,7 +90,8 @@ def test_what_is_not_said_is_as_the_help_says_and_where_to_open_it_is_told(start
 def test_options_reach_moshi(opened, monkeypatch, capsys, tmp_path):
     import diarizer.serve.moshi
 
-    asked = []
+    asked, logged = [], []
+    monkeypatch.setattr("logging.basicConfig", lambda **how: logged.append(how["level"]))
     monkeypatch.setattr(diarizer.serve.moshi, "run", lambda *what: asked.append(what))
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     where = ("--port", 0, "--host", "127.0.0.1", "--token-file", tmp_path / "token")
@@ -102,6 +104,7 @@ def test_options_reach_moshi(opened, monkeypatch, capsys, tmp_path):
     assert (nothing, usual.host, usual.port, none) == ([], "localhost", 8765, None)
     told("http://x/")
     assert capsys.readouterr().out == "who speaks: http://x/\n"
+    assert logged == [logging.WARNING] * 2  # a head that is too slow says so in Moshi's terminal
 
 
 @pytest.mark.parametrize(

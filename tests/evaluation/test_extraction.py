@@ -147,3 +147,17 @@ def test_what_cannot_be_rated_has_no_figure(monkeypatch: pytest.MonkeyPatch) -> 
         assert rate["dnsmos"](given, short[: len(given)]) == 2.5
         np.testing.assert_allclose(asked[-1][0], wave)
         assert asked[-1][1] == 16000
+
+
+def test_systems_are_called_what_they_are() -> None:
+    words = {
+        "mixture": "the mixture itself",
+        "wrong": "somebody who is not in it",
+        "none": "asked for nobody",
+        "memory": "the memory chooses",
+        "predicted": "the clean voice chooses",
+        "enrolled": "another utterance",
+        "oracle": "the clean voice itself",
+    }
+    assert list(extraction.SYSTEMS) == list(words)
+    assert all(words[name] in called for name, called in extraction.SYSTEMS.items())

@@ -390,8 +390,8 @@ def test_what_is_certified_holds(tone_run, wave, tmp_path, monkeypatch):
     # A fault: what is heard depends on how much comes at once.
     push = Live.push
     monkeypatch.setattr(Live, "push", lambda self, x, hz: push(self, x * (len(x) != 1600), hz))
-    monkeypatch.setattr(diarizer.live.certificate, "OTHER", "raise SystemExit('no process')")
-    with pytest.raises(ValueError, match="no process"):
+    monkeypatch.setattr(diarizer.live.certificate, "OTHER", "raise ValueError('no process')")
+    with pytest.raises(ValueError, match="^the other process failed: ValueError: no process$"):
         certify(load(tone_run), path, 0.48)
     monkeypatch.setattr("subprocess.run", lambda command, **_: go_on(command[-1]) or SimpleNamespace(returncode=0))
     found = certify(load(tone_run), path, 0.48)

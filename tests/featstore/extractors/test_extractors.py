@@ -465,3 +465,11 @@ def test_what_an_encoder_tells_adds_up(name: str, mode: dict, seconds: float, to
         )
     else:
         assert extractor.batch_s == (180.0 if mode.get("mode") else None)
+
+
+def test_no_other_package_takes_the_place_of_a_built_in_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or frames of somebody else's network would lie under Mimi's name."""
+    stranger = SimpleNamespace(value="lab:make", load=lambda: print)
+    monkeypatch.setattr(extractors, "_third_party", lambda: {"mimi": stranger, "lab": stranger})
+    assert extractors._factory("lab") is print and extractors._factory("mimi") is mimi.MimiExtractor
+    assert extractors.names().count("mimi") == 1
