@@ -151,7 +151,7 @@ def test_other_weights_than_the_runs_are_refused_or_said(tmp_path: Path, capsys:
         _check(made(), tmp_path / "w", board)
     _check(made("demo weights"), tmp_path / "w", board, other)
     assert board.facts["warnings"] == other.facts["warnings"] != FACTS["warnings"]
-    assert capsys.readouterr().err == f"WARNING {board.facts['warnings'][-1]}\n"
+    assert capsys.readouterr().err == f"warning: {board.facts['warnings'][-1]}\n"
 
 
 def test_moshis_server_is_started_as_it_is_with_a_tap_on_its_mimi(monkeypatch: pytest.MonkeyPatch) -> None:
