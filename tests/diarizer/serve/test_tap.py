@@ -217,6 +217,21 @@ def test_what_is_attached_hears_at_the_latency_asked_for(latency_s, asked):
     assert [(update.time_s, update.final[0].end_s) for update in told] == [(0.16, 0.16)] * 2  # each update by itself
 
 
+def test_every_update_of_a_step_is_told():
+    class Twice(Frames):
+        def push_frames(self, frames: dict) -> list[Update]:
+            (last,) = super().push_frames(frames)
+            return [Update(0, 0.04, (LiveTurn(0.0, 0.04, "speaker2", 1.0),), ()), last]
+
+    told: list[Update] = []
+    mimi = SimpleNamespace(dim=4, grid=SimpleNamespace(step_s=0.08))
+    run = SimpleNamespace(path=Path("cascade"), features={"mimi": mimi})
+    tap = attach(there := PlainMimi(), told.append, SimpleNamespace(run=run, live=lambda **_: Twice()))
+    there.encode(piece(0.5))
+    tap.detach()
+    assert [(update.time_s, update.final[0].speaker) for update in told] == [(0.04, "speaker2"), (0.08, "speaker1")]
+
+
 def test_a_clock_that_began_earlier():
     update = Update(3, 1.0, (LiveTurn(0.25, 0.5, "a", 0.9),), (LiveTurn(0.75, 1.0, "b", 0.5),))
     later = Update(3, 3.5, (LiveTurn(2.75, 3.0, "a", 0.9),), (LiveTurn(3.25, 3.5, "b", 0.5),))
