@@ -92,10 +92,13 @@ def simulate(
     failures = _read_failures(out / "failures.jsonl")
     seconds, made = 0.0, 0
     done = len(jobs) - len(todo)
+    furthest = 0.0  # when a session ends, the others' shares are not added yet: that must not show as a step back
 
     def shown(under_way: float) -> None:
+        nonlocal furthest
+        furthest = max(furthest, done + under_way)
         if progress is not None:
-            progress(done + under_way, len(jobs), seconds)
+            progress(furthest, len(jobs), seconds)
 
     for made_s, failed in _run(todo, workers, partial(_make, by_split, recipe, out, seed), shown):
         done, made, seconds = done + 1, made + (made_s > 0), seconds + made_s
