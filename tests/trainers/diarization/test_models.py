@@ -117,6 +117,12 @@ def test_probe_learns_and_projects_without_bias(blobs):
     assert probe.transform(vectors).shape == (100, 5)
 
 
+def test_many_speakers_of_one_utterance_each_are_no_regression(blobs):
+    """scikit-learn would warn of "a regression problem"; a warning fails a test."""
+    vectors, _ = blobs
+    assert LinearProbe(epochs=1).fit(vectors, np.arange(len(vectors))).coef_.shape == (100, vectors.shape[1])
+
+
 def test_probe_agrees_with_logistic_regression(blobs):
     """Without a penalty both minimise the same cross-entropy; compare on noisy data, where the minimum is finite."""
     vectors, labels = blobs
