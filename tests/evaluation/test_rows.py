@@ -19,7 +19,7 @@ from evaluation.chart import chart, trivial_systems
 from evaluation.chart import test_set as chart_on
 from evaluation.facts import gather
 from evaluation.findings import findings
-from evaluation.flaws import _rival
+from evaluation.flaws import _both_ways, _rival
 from evaluation.report import report
 from evaluation.results import diarization_figures
 from evaluation.rows import Row, RunFacts, expand, mean_result, read_run, rows_of
@@ -590,6 +590,14 @@ def test_what_the_runs_at_hand_show_of_the_study_s_flaws(tmp_path: Path) -> None
         "Here (cascade: lyra says when, resemblyzer who): DER 20.0 % [20.0 … 20.0] over whole recordings, 15.0 % with the "
         "true number of speakers; fusion of lyra and resemblyzer 30.0 % by window."
     )
+
+
+def test_both_ways_are_of_the_same_encoders() -> None:
+    def row(protocol: str, *features: str) -> SimpleNamespace:
+        return SimpleNamespace(protocol=protocol, experiment="1.5", features=features, train_fraction=1.0)
+
+    rows = [row("sound", "titanet"), row("sound", "mimi"), row("reference", "mimi"), row("reference", "lyra")]
+    assert list(_both_ways(rows, "1.5")) == [(rows[2], rows[1])] and list(_both_ways(rows, "2")) == []
 
 
 def test_a_curve_s_points_have_the_hours_and_the_loss(seeds: Path) -> None:
