@@ -14,6 +14,7 @@ from pathlib import Path
 
 from featstore import Store, Utterance
 from featstore.corpora.manifest import read_manifest
+from featstore.store.layout import is_store
 
 #: What is taken for audio in a folder; a file that is named may end in anything.
 SUFFIXES = frozenset(
@@ -72,7 +73,7 @@ def _named(word: str, temporary: Path) -> Iterator[Recording]:
         yield Recording("stdin", str(_from_stdin(temporary)))
     elif path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not files and (path / "features.zarr").is_dir():
+        if not files and is_store(path):
             raise ValueError(f"{word}: is a store; take features from it with --store {word}")
         if not files:
             raise ValueError(f"{word}: no audio in this folder (looked for {', '.join(sorted(SUFFIXES))})")

@@ -29,6 +29,7 @@ from evaluation.rttm import read_rttm, read_uem, write_rttm, write_uem
 from evaluation.trials import Trials
 from evaluation.turns import Turns, to_timeline
 from featstore import FeatureSpec
+from featstore.store.layout import is_store
 
 if TYPE_CHECKING:
     from pyannote.core import Annotation, Timeline
@@ -276,8 +277,7 @@ def open(path: str | PathLike[str]) -> RunFiles:
     RunError : it is none, or its config.json is damaged.
     """
     path = Path(path)
-    config = _json(path / CONFIG)
-    if config is None and (path / "features.zarr").is_dir():
+    if (config := _json(path / CONFIG)) is None and is_store(path):
         raise RunError(f"{path}: a store, and no run; trainers fit KIND --store {path} --out RUN makes one of it")
     if config is None:
         raise RunError(f"{path}: not a run (no {CONFIG} in it); make one with: trainers fit")

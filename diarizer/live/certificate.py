@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from diarizer import load
 from diarizer.live.engine import Live
+from diarizer.live.sources import opened
 from diarizer.live.streams import stream_of
 from diarizer.live.turns import Update
 
@@ -107,7 +108,7 @@ def _lines(updates: list[Update]) -> list[str]:
 
 def _first(path: Path) -> tuple[NDArray[np.float32], int]:
     try:
-        with sf.SoundFile(path) as file:
+        with opened(path) as file:
             samples = file.read(round(HEARD_S * file.samplerate), dtype="float32", always_2d=True).mean(1)
             rate_hz = file.samplerate
     except sf.SoundFileError as error:

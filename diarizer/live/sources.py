@@ -77,10 +77,20 @@ def of_file(path: Path, fast: bool) -> Sounding:
     ------
     ValueError, OSError : not a file that can be heard; at once, before anything is written of it.
     """
+    return _at_its_speed(path, opened(path), fast)
+
+
+def opened(path: Path) -> sf.SoundFile:
+    """A file that can be heard.
+
+    Raises
+    ------
+    ValueError, OSError : it is none.
+    """
     with open(path, "rb"):  # of a file that is not there libsndfile says no more than "System error"
         pass
     try:
-        return _at_its_speed(path, sf.SoundFile(path), fast)
+        return sf.SoundFile(path)
     except sf.SoundFileError as error:
         raise ValueError(f"{path}: cannot be heard, expected audio: {error}") from None
 

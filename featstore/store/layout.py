@@ -72,6 +72,10 @@ def group_dir(store: Path) -> Path:
     return store / GROUP
 
 
+def is_store(path: Path) -> bool:
+    return group_dir(path).is_dir()
+
+
 def feature_dir(store: Path, feature: str) -> Path:
     return group_dir(store) / feature
 

@@ -22,6 +22,7 @@ from trainers.cascade.inputs import Read
 from trainers.diarization.cache import blocks_of, pick
 from trainers.diarization.config import FrozenConfig
 from trainers.diarization.models import Earlier
+from trainers.diarization.stitch import overlap_weights
 from trainers.runs import Run, RunError
 
 #: What was said of a frame so long ago goes into the cache; windows may still change what comes after.
@@ -104,7 +105,7 @@ class Follower:
         new = heard - self.heard
         self.total = np.concatenate([self.total, np.zeros((new, found.shape[1]), np.float32)])
         self.weight = np.concatenate([self.weight, np.zeros((new, 1), np.float32)])
-        weight = np.minimum(np.arange(1, len(found) + 1), np.arange(len(found), 0, -1)).astype(np.float32)[:, None]
+        weight = overlap_weights(len(found))[:, None]
         self.total += weight * found
         self.weight += weight
         self.heard = heard
@@ -167,9 +168,8 @@ class Follower:
                 of[group] = free[0]
         means = unit(np.stack([vectors[labels == group].mean(0) for group in range(groups)]))
         there = np.flatnonzero(of >= 0)
-        near = of[
-            there[(means @ means[there].T).argmax(1)]
-        ]  # who has no channel shares that of who sounds most like it
+        # Who has no channel shares that of who sounds most like it.
+        near = of[there[(means @ means[there].T).argmax(1)]]
         found = np.zeros_like(told)
         found[np.arange(len(told)), np.where(of >= 0, of, near)[labels]] = told.max(1)
         return found

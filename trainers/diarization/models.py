@@ -132,8 +132,8 @@ class Recall(nn.Module):
 
 def adapter_sizes(config: DiarizationConfig) -> dict[str, Any]:
     """What an `Adapter` of these settings is made of, but for the dimension of what it takes."""
-    names = inspect.signature(Adapter).parameters
-    return {name: getattr(config, name) for name in names if name != "dim" and hasattr(config, name)}
+    left_out = {"dim"} if config.cache else {"dim", "cache_s"}
+    return {name: getattr(config, name) for name in inspect.signature(Adapter).parameters if name not in left_out}
 
 
 class _ChannelDropout(nn.Dropout1d):

@@ -96,11 +96,16 @@ def single_of(starts: NDArray[np.int64], activity: NDArray[np.float32], num_fram
     return np.abs(total / count.clip(1) - 1)[:num_frames] < 0.25
 
 
+def overlap_weights(length: int) -> NDArray[np.float32]:
+    """What each frame of a window counts where windows overlap, (length,): most in its middle."""
+    return np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1)).astype(np.float32)
+
+
 def join(heard: Heard, voices: NDArray[np.int64]) -> NDArray[np.float32]:
     """Activity of the whole recording, (frames, voices): the mean over windows, which weigh most in their middle."""
     count = int(voices.max(initial=-1)) + 1
     length = heard.activity.shape[1]
-    weight = np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1)).astype(np.float32)
+    weight = overlap_weights(length)
     total = np.zeros((max(heard.num_frames, length), count), np.float32)
     weights = np.zeros((len(total), 1), np.float32)
     for start, activity, labels in zip(heard.starts.tolist(), heard.activity, voices, strict=True):

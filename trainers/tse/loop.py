@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from evaluation.extraction import SILENCE
 from evaluation.runs import LAST, MODEL
 from trainers.checkpoint import load_steps, save_steps
 from trainers.progress import Progress
@@ -23,9 +24,6 @@ from trainers.tse.config import TseConfig
 from trainers.tse.crops import Crops, Example
 from trainers.tse.data import TseData
 from trainers.tse.network import Extractor, best_assignment, loss
-
-#: Softer than this (mean square) a target is silence, and SI-SDR is not defined.
-SILENCE = 1e-9
 
 
 @dataclass

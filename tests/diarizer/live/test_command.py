@@ -369,6 +369,8 @@ def test_the_first_minute_of_a_file_is_certified(tmp_path):
     (tmp_path / "z.wav").touch()
     with pytest.raises(ValueError, match="z.wav: cannot be heard"):
         _first(tmp_path / "z.wav")
+    with pytest.raises(FileNotFoundError):
+        _first(tmp_path / "none.wav")
     whole = np.float32([[0.0, 1.0], [2.0, 3.0]])
     assert _apart(whole + np.float32([[0, 0], [0, -0.5]]), whole) == pytest.approx(0.5 / whole.std())
     assert _apart(whole[:1], whole) == float("inf")
