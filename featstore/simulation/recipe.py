@@ -78,6 +78,17 @@ def _is_bands(value: Any) -> bool:
 
 
 _Bands = Annotated[tuple[tuple[float, float], ...], _checked(_is_bands, "a list of [low, high] in Hz, the lower first")]
+_Speeds = Annotated[
+    tuple[float, ...],
+    _checked(
+        lambda value: (
+            isinstance(value, list | tuple)
+            and len(value) > 0
+            and all(isinstance(x, int | float) and 0.5 <= x <= 2 for x in value)
+        ),
+        "a list of speeds from 0.5 to 2; 1 is as it was said",
+    ),
+]
 _Codecs = Annotated[
     tuple[str, ...],
     _checked(
@@ -175,6 +186,11 @@ class Recipe:
     max_turn_s: Range[Positive] = Field((15.0, 15.0), description="longer utterances are cut at their pauses")
     pause_s: Positive = Field(0.3, description="pauses longer than this end a turn; shorter ones belong to it")
     level_sd_db: NotNegative = Field(2.0, description="spread of the speakers' levels")
+    speeds: _Speeds = Field(
+        (1.0,),
+        description="of split train: each speaker is played at one of these, drawn for each session, and is somebody else at "
+        "each (named SPEAKERx0.9): more voices than there are people",
+    )
     level_db: Range[float] | None = Field(
         None, description="RMS of the session, dB relative to full scale; None: speech at -26"
     )
@@ -213,6 +229,10 @@ class Recipe:
                 f"{longest_s:g} s or less: 0.6 of the session",
             )
         return self
+
+    def of(self, split: str) -> Recipe:
+        """What it asks of a split: voices at other speeds are for training alone."""
+        return self if split == "train" else replace(self, speeds=(1.0,))
 
     @property
     def is_dry(self) -> bool:

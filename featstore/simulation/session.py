@@ -37,8 +37,11 @@ class _Source:
         recipe: Recipe,
         rng: np.random.Generator,
         failures: list[dict[str, str]],
+        speed: float,
     ) -> None:
         self.speaker, self.utterances, self.recipe, self.failures = speaker, list(utterances), recipe, failures
+        # Read at another rate than it is played at: faster is shorter and higher, as by somebody smaller.
+        self.rate_hz = round(recipe.sample_rate_hz / speed)
         self.rng = np.random.default_rng(rng.integers(2**63))  # of its own: how often it is asked changes nothing else
         self.order: deque[Utterance] = deque()
         self.pieces: deque[Piece] = deque()
@@ -54,7 +57,7 @@ class _Source:
             utterance = self.order.popleft()
             self.utterance = utterance.id
             try:
-                self.pieces.extend(cut(audio.load(utterance, self.recipe.sample_rate_hz), self.recipe))
+                self.pieces.extend(cut(audio.load(utterance, self.rate_hz), self.recipe))
             except (ValueError, OSError, RuntimeError) as error:  # soundfile raises RuntimeErrors
                 self.utterances.remove(utterance)
                 self.failures.append({"id": utterance.id, "error": " ".join(str(error).split())})
@@ -92,7 +95,13 @@ def make_session(
         recipe = replace(recipe, max_turn_s=(longest_s, longest_s))
     count = int(rng.integers(int(recipe.speakers[0]), int(recipe.speakers[1]) + 1))
     names = [sorted(speakers)[k] for k in rng.choice(len(speakers), count, replace=False)]
-    sources = {name: _Source(name, speakers[name], recipe, rng, failures) for name in names}
+    speeds = rng.spawn(1)[0].choice(recipe.speeds, count).tolist() if recipe.speeds != (1.0,) else [1.0] * count
+    heard = {
+        f"{name}x{speed:g}" if speed != 1 else name: (name, speed) for name, speed in zip(names, speeds, strict=True)
+    }
+    sources = {
+        called: _Source(called, speakers[name], recipe, rng, failures, speed) for called, (name, speed) in heard.items()
+    }
     if recipe.layout == "pair":
         placed, length_s = _pair(sources, recipe, rng)
     else:
@@ -102,7 +111,7 @@ def make_session(
             placed = _mixture(sources, recipe, rng, length_s)
         else:
             placed = _conversation(sources, recipe, rng, length_s, lambda share: told(share / 2))
-    others = [u for name, found in speakers.items() if name not in sources for u in found]
+    others = [u for name, found in speakers.items() if name not in names for u in found]
     samples = round(length_s * recipe.sample_rate_hz)
     wave, turns, facts = mix(
         placed, recipe, rng, samples, others, failures, tracks, lambda share: told((1 + share) / 2)

@@ -284,7 +284,7 @@ def _make(
     rng = np.random.default_rng([seed, zlib.crc32(f"{recipe.name}/{split}".encode()), index])
     tracks: dict[str, NDArray[np.float32]] | None = {} if recipe.layout == "mix" else None
     try:
-        wave, turns, facts = make_session(by_split[split], recipe, rng, failures, tracks, tell)
+        wave, turns, facts = make_session(by_split[split], recipe.of(split), rng, failures, tracks, tell)
     except ValueError as error:
         return 0.0, [*failures, {"id": rttm_path.stem, "error": str(error)}]
     write_audio(audio_path, wave, recipe.sample_rate_hz, recipe.audio_format)

@@ -41,7 +41,10 @@ class Crops:
         self.data, self.config = data, config
         self.all_voices = config.condition == "none"
         # Who can be heard in mixtures that are put together anew: voices that are alone in theirs too.
-        self.pool = [(m, v) for m in data.splits[split] for v in m.voices if self._known(v)]
+        # By speaker, since some are in many mixtures and others in few: all are to be heard as often.
+        self.pool: dict[str, list[tuple[Mixture, Voice]]] = {}
+        for pair in ((m, v) for m in data.splits[split] for v in m.voices if self._known(v)):
+            self.pool.setdefault(pair[1].speaker, []).append(pair)
         mixtures = [m for m in data.splits[split] if len(m.voices) >= config.least_voices]
         # A mixture of three is three voices to ask for.
         self.asked = [pick for m in mixtures for pick in self._picks(m)]
@@ -78,11 +81,9 @@ class Crops:
 
         The noise is what the mixture is without its tracks; where a channel or a codec was simulated, that too.
         """
-        chosen: dict[str, tuple[Mixture, Voice]] = {}
-        for k in rng.permutation(len(self.pool)):
-            chosen.setdefault(self.pool[k][1].speaker, self.pool[k])
-            if len(chosen) == len(mixture.voices):
-                break
+        said = list(self.pool.values())
+        some = rng.permutation(len(said))[: len(mixture.voices)].tolist()
+        chosen = [said[k][int(rng.integers(len(said[k])))] for k in some]
         whole = mixture.sound(mixture.utterance).copy()
         levels = []
         for old in mixture.voices:
@@ -90,12 +91,12 @@ class Crops:
             whole[: len(was)] -= was
             levels.append(_power(was))
         waves = {}
-        for (home, voice), level in zip(chosen.values(), levels, strict=False):  # fewer where so few speakers are known
+        for (home, voice), level in zip(chosen, levels, strict=False):  # fewer where so few speakers are known
             own = home.sound(voice.track)
             gain = np.float32(np.sqrt(level / max(_power(own), SILENCE)))
             waves[voice.track.id] = _placed(own * gain, len(whole), rng)
         whole += np.sum(list(waves.values()), axis=0)
-        voices = tuple(voice for _, voice in chosen.values())
+        voices = tuple(voice for _, voice in chosen)
         return Mixture(mixture.utterance, voices, {**waves, mixture.utterance.id: whole})
 
     def fixed(self, count: int, seed: int) -> list[tuple[Mixture, Voice]]:

@@ -14,7 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from featstore.corpora.manifest import read_manifest
-from featstore.simulation.recipe import Recipe, Rooms, read_recipe
+from featstore.simulation.recipe import Recipe, Rooms, read_recipe, recipe_of
 from featstore.simulation.simulate import simulate
 from featstore.types import Utterance
 from tests.featstore.simulation.conftest import RATE, TONE_HZ, contents
@@ -124,3 +124,36 @@ def test_what_a_mixture_needs() -> None:
     with pytest.raises(ValueError, match='absence_s must be left out where layout is "mix"'):
         replace(MIX, absence_s=(1.0, 2.0))
     assert read_recipe("mix").layout == "mix"
+
+
+def test_a_voice_at_another_speed_is_somebody_else_and_for_training_alone(
+    tmp_path: Path, corpus: list[Utterance]
+) -> None:
+    recipe = replace(MIX, speakers=(2, 3), speeds=(0.8, 1.0, 1.25))
+    for split in ("train", "test"):
+        simulate(corpus, recipe, tmp_path / split, split=split)
+    seen = set()
+    for id, (mixture, tracks) in mixtures(tmp_path / "train").items():
+        people = [(track.speaker or "").partition("x") for track in tracks]
+        assert len({name for name, _, _ in people}) == len(people)  # nobody speaks with himself
+        assert {turn.speaker for turn in mixture.turns} == {track.speaker for track in tracks}
+        for track, (name, _, speed) in zip(tracks, people, strict=True):
+            assert track.id.startswith(f"{id}/{name}-")  # the words are the same at any speed
+            wave = samples(track.audio)
+            loudest = np.abs(np.fft.rfft(wave)).argmax() * RATE / len(wave)
+            assert loudest == pytest.approx(TONE_HZ[name] * float(speed or 1), abs=8)
+            seen.add(speed)
+    assert seen == {"", "0.8", "1.25"}
+    assert all(t.speaker in TONE_HZ for _, tracks in mixtures(tmp_path / "test").values() for t in tracks)
+    assert (tmp_path / "test" / "manifest.jsonl").read_text().count("test-") > 12
+    with pytest.raises(ValueError, match=r"speeds must be a list of speeds from 0.5 to 2"):
+        recipe_of("r.toml", {"name": "r", "sessions": 1, "speakers": 2, "overlap": 0.1, "duration_s": 9, "speeds": [0]})
+
+
+def test_speeds_leave_test_as_it_is(tmp_path: Path, corpus: list[Utterance]) -> None:
+    for name, speeds in (("as", (1.0,)), ("other", (0.9, 1.1))):
+        simulate(corpus, replace(MIX, sessions=3, speeds=speeds), tmp_path / name, split="test")
+    one, other = (contents(tmp_path / name) for name in ("as", "other"))
+    assert {k: v for k, v in one.items() if k != "simulation.json"} == {
+        k: v for k, v in other.items() if k != "simulation.json"
+    }

@@ -170,6 +170,16 @@ def test_mixtures_are_put_together_anew(data: TseData) -> None:
         assert any(torch.allclose(there, one[: len(there)] / one[: len(there)].norm(), atol=1e-3) for one in starts)
 
 
+def test_everybody_is_heard_as_often_in_them_however_many_tracks_there_are(data: TseData) -> None:
+    bob = data.splits["train"][1].voices[0]
+    data.splits["train"][1] = replace(data.splits["train"][1], voices=(bob,) * 12)
+    crops = Crops(data, "train", config("least_voices=2", "remixed=1"))
+    base = data.splits["train"][2]
+    heard = [v.speaker for n in range(100) for v in crops._anew(base, np.random.default_rng(n)).voices]
+    counts = [heard.count(name) for name in ("ann", "bob", "dan", "eve", "fay")]
+    assert sum(counts) == 300 and max(counts) < 80  # of 60 each
+
+
 def test_of_too_few_speakers_a_mixture_is_put_together_of_fewer(data: TseData) -> None:
     for m in data.splits["train"]:
         for voice in m.voices:
