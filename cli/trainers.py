@@ -136,6 +136,24 @@ def settings_(kind: Annotated[Kind, typer.Argument(help="A kind of run, as for f
     print(table(kinds.settings_of(kind.value)))
 
 
+@app.command(epilog="Example:\n\n  trainers separate runs/none --store STORE --out parts")
+@user_errors()
+def separate(
+    run: Annotated[Path, typer.Argument(help="A run of fit tse with condition=none.")],
+    store: Annotated[Path, typer.Option(help="The store with the mixtures.")],
+    out: Annotated[Path, typer.Option(help="A folder for the parts' sound and their manifest, for featstore extract.")],
+) -> None:
+    """Take the mixtures of dev and test apart; fit unmix compares itself with the parts once the teacher heard them."""
+    import featstore
+    from cli.progress import bar
+    from trainers.runs import Run
+    from trainers.tse.separate import write_parts
+
+    with bar("separate") as shown:
+        count = write_parts(Run.open(run), featstore.open(store), out, progress=shown)
+    print(f"{count} parts: {out / 'manifest.jsonl'}")
+
+
 def _show(result: dict[str, Any], out: Path) -> None:
     """A few lines for people; all of it is in result.json."""
     for warning in result["warnings"]:

@@ -15,6 +15,7 @@ from evaluation.rows import Row, RunFacts
 SYSTEMS = {
     "unmix": "the set",
     "windows": "windows of the teacher, grouped (k-means)",
+    "parts": "separated first, the teacher on each part",
     "mean": "the teacher's mean of the mixture, once a voice",
     "constant": "a constant set",
     "tracks": "ceiling: the teacher on each voice alone",

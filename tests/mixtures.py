@@ -14,13 +14,19 @@ SIZE, DIM, FRAMES = 8, 16, 20
 
 
 def make_store(
-    path: Path, speakers: dict[str, int] | None = None, mixtures: int = 12, most: int = 3, recordings: int = 2
+    path: Path,
+    speakers: dict[str, int] | None = None,
+    mixtures: int = 12,
+    most: int = 3,
+    recordings: int = 2,
+    parts: int = 0,
 ) -> Store:
     """Features "mimi" (16-d) and "titanet" (8-d, of tracks, mixtures and recordings) of mixtures of 1 to `most` voices.
 
     Parameters
     ----------
     speakers : of each split, how many. mixtures : of each split. recordings : of dev and test, 8 chunks of 20 frames.
+    parts : into which the mixtures of dev and test were separated, of which "titanet" is: voice after voice, all over again.
     """
     rng = np.random.default_rng(0)
     speakers = speakers or {"train": 6, "dev": 4, "test": 4}
@@ -52,6 +58,9 @@ def make_store(
                 for name in chosen:
                     track = Utterance(f"{id}/{name}-{n % 4}", "x.wav", 0.0, length_s, id, name, split)
                     titanet.add(track, known([name]))
+                for k in range(0 if split == "train" else parts):
+                    part = Utterance(f"{id}/part-{k}", "x.wav", 0.0, length_s, id, None, split)
+                    titanet.add(part, known([chosen[k % len(chosen)]]))
             for n in range(0 if split == "train" else recordings):
                 who = [[names[k] for k in rng.choice(count, 1 + k % 2, replace=False)] for k in range(8)]
                 turns = tuple(

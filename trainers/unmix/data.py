@@ -26,6 +26,7 @@ class Mixture:
     frames : (frames, dim) float16, features side by side.
     voices : (voices, size), the teacher's embedding of each voice's own track: from the centre, of length 1.
     speakers, utterances : of each voice.
+    parts : (parts, size), the same of what a separation made of it; None where nobody separated it.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Mixture:
     voices: NDArray[np.float32]
     speakers: tuple[str, ...]
     utterances: tuple[str, ...]
+    parts: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def load_data(config: UnmixConfig, store: Store) -> UnmixData:
     """Read mixtures with their tracks into memory.
 
     An utterance called as its recording is a mixture where others of that recording have speakers: its voices' tracks, called
-    ``MIXTURE/UTTERANCE`` (`featstore simulate`, layout "mix"). Others with turns are recordings.
+    ``MIXTURE/UTTERANCE`` (`featstore simulate`, layout "mix"). Others with turns are recordings. What is called so and has no
+    speaker is a part into which a mixture was separated (`trainers separate`).
 
     Raises
     ------
@@ -67,12 +70,15 @@ def load_data(config: UnmixConfig, store: Store) -> UnmixData:
     table = store.utterances
     columns = [table[name].to_pylist() for name in ("recording", "speaker", "split", "turns")]
     tracks: dict[str, list[tuple[str, str]]] = {}
+    parts: dict[str, list[str]] = {}
     whole: dict[str, tuple[str, bool]] = {}
     for id, recording, speaker, split, turns in zip(store.ids, *columns, strict=True):
         if id == recording and speaker is None:
             whole[id] = split, bool(turns)
-        elif speaker is not None and id.startswith(f"{recording}/"):
+        elif id.startswith(f"{recording}/") and speaker is not None:
             tracks.setdefault(recording, []).append((id, speaker))
+        elif id.startswith(f"{recording}/") and id in store.index(config.teacher).rows:
+            parts.setdefault(recording, []).append(id)
     by_split: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
     for id in sorted(tracks):
         if id in whole and whole[id][0] in by_split:
@@ -101,6 +107,7 @@ def load_data(config: UnmixConfig, store: Store) -> UnmixData:
             voices,
             tuple(s for _, s in own),
             tuple(t.removeprefix(f"{id}/") for t, _ in own),
+            towards(store.pooled(config.teacher, parts[id]), centre) if id in parts else None,
         )
 
     made = {split: [mixture(id) for id in ids] for split, ids in by_split.items()}

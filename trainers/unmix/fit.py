@@ -73,7 +73,8 @@ def _finish(
     threshold = existence_for(usual)
     both = usual.windows is not None and test.windows is not None
     grouping = grouping_for(usual.windows or [], usual.counts, config.slots) if both else None
-    chosen = (threshold, grouping, config.slots, config.seed)
+    joining = grouping_for(usual.parts, usual.counts, config.slots) if usual.parts and test.parts else None
+    chosen = (threshold, grouping, config.slots, config.seed, joining)
     on_dev = figures(usual.mixtures, systems(usual, data.train, *chosen), config.seed)
     everything = systems(test, data.train, *chosen)
     seen, made = Heard(*_only(test, known)), {n: s.of(test.counts, known) for n, s in everything.items()}
@@ -105,6 +106,7 @@ def _finish(
         "decoding": {
             "existence": threshold,
             "windows": None if grouping is None else {"threshold": grouping.threshold, "share": grouping.min_share},
+            **({} if joining is None else {"parts": {"threshold": joining.threshold, "share": joining.min_share}}),
             "tuned_on": "dev",
         },
         "dev": {

@@ -18,7 +18,7 @@ from trainers.unmix.network import Unmixer
 from trainers.unmix.rivals import Grouping, constant_set, means_of, unit
 
 #: Systems, in the order of a table; "unmix" is what was fitted, "tracks" the teacher on each voice alone.
-SYSTEMS = ("unmix", "windows", "mean", "constant", "tracks")
+SYSTEMS = ("unmix", "windows", "parts", "mean", "constant", "tracks")
 EXISTENCE = tuple(np.round(np.arange(0.1, 0.95, 0.05), 2).tolist())
 
 
@@ -57,6 +57,12 @@ class Heard:
     def counts(self) -> list[int]:
         return [len(m.voices) for m in self.mixtures]
 
+    @property
+    def parts(self) -> list[Vectors] | None:
+        """What a separation made of each; None where some were not separated."""
+        made = [m.parts for m in self.mixtures if m.parts is not None]
+        return made if len(made) == len(self.mixtures) else None
+
 
 def existing(sets: Vectors, existence: NDArray[np.float32], threshold: float) -> Vectors:
     """The slots that hold a voice, the surest first; one at least."""
@@ -73,9 +79,15 @@ def existence_for(heard: Heard) -> float:
 
 
 def systems(
-    heard: Heard, train: Sequence[Mixture], threshold: float, grouping: Grouping | None, slots: int, seed: int
+    heard: Heard,
+    train: Sequence[Mixture],
+    threshold: float,
+    grouping: Grouping | None,
+    slots: int,
+    seed: int,
+    joining: Grouping | None = None,
 ) -> dict[str, Sets]:
-    """Of all systems that the store has features for, by name."""
+    """Of all systems that the store has features for, by name; `grouping` is for windows, `joining` for separated parts."""
     pairs = list(zip(heard.sets, heard.existence, strict=True))
     made = {
         "unmix": Sets(
@@ -83,11 +95,13 @@ def systems(
             [existing(s, x, threshold) for s, x in pairs],
         )
     }
+    for name, pieces, how in (("windows", heard.windows, grouping), ("parts", heard.parts, joining)):
+        if pieces is not None and how is not None:
+            made[name] = Sets(
+                [means_of(p, n, seed) for p, n in zip(pieces, heard.counts, strict=True)],
+                [how(p, slots) for p in pieces],
+            )
     if heard.windows is not None and grouping is not None:
-        made["windows"] = Sets(
-            [means_of(w, n, seed) for w, n in zip(heard.windows, heard.counts, strict=True)],
-            [grouping(w, slots) for w in heard.windows],
-        )
         copies = [np.repeat(unit(w.mean(0))[None], n, 0) for w, n in zip(heard.windows, heard.counts, strict=True)]
         made["mean"] = Sets(copies, [c[:1] for c in copies])
     constant = constant_set([m.voices for m in train], max(slots, *heard.counts), seed)

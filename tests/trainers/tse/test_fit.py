@@ -13,13 +13,18 @@ from typer.testing import CliRunner
 
 from cli.trainers import app
 from evaluation.audit import check_run
+from evaluation.extraction import si_sdr
 from evaluation.report import report
 from evaluation.words import decibels
 from featstore import Store
+from featstore.corpora import audio
+from featstore.corpora.manifest import read_manifest
 from tests.voices import make_voices
 from trainers import kinds
 from trainers.config import ConfigError, FitConfig
 from trainers.runs import Run
+from trainers.tse.measure import separate
+from trainers.tse.network import Extractor
 
 SMALL = (
     "channels=16", "blocks=2", "repeats=1", "window=128", "hop=64", "steps=6", "looks=2", "batch_size=3",
@@ -153,3 +158,26 @@ def test_enrolment_is_of_other_words(store: Store) -> None:
             assert all(words not in other and voice.speaker in other for other in voice.others)
             assert not any(other.startswith(mixture.utterance.id) for other in voice.others)
     assert all(abs(np.linalg.norm(vector) - 1) < 1e-5 for vector in data.vectors.values())
+
+
+def test_mixtures_are_taken_apart_into_utterances_to_extract_from(store: Store, tmp_path: Path) -> None:
+    fit(store, tmp_path / "blind", "condition=none", "voices=2")
+    arguments = ["separate", str(tmp_path / "blind"), "--store", str(store.path), "--out", str(tmp_path / "parts")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0 and done.stdout.startswith("24 parts: "), done.output
+    parts = read_manifest(tmp_path / "parts" / "manifest.jsonl")
+    assert [(p.id, p.recording, p.speaker, p.split) for p in parts[:3]] == [
+        ("mix-dev-0/part-0", "mix-dev-0", None, "dev"),
+        ("mix-dev-0/part-1", "mix-dev-0", None, "dev"),
+        ("mix-dev-1/part-0", "mix-dev-1", None, "dev"),
+    ]
+    assert {p.split for p in parts} == {"dev", "test"} and len({p.audio for p in parts}) == 24
+    blind = Run.open(tmp_path / "blind")
+    network, mixture = Extractor.load(blind, torch.device("cpu")), audio.load(store.utterance("mix-dev-1"), 16000)
+    for part, expected in zip(parts[2:4], separate(network, mixture, torch.device("cpu")), strict=True):
+        wave = audio.load(part, 16000)
+        assert abs(wave).max() == pytest.approx(0.9, abs=1e-3)
+        assert si_sdr(wave, expected) > 40
+    fit(store, tmp_path / "asked")
+    done = CliRunner().invoke(app, [*arguments[:1], str(tmp_path / "asked"), *arguments[2:]])
+    assert done.exit_code == 2 and "expected a run of fit tse with condition=none" in done.stderr

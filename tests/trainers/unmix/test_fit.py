@@ -24,6 +24,7 @@ from trainers.unmix.config import UnmixConfig
 from trainers.unmix.data import load_data, on_grid, read_all
 from trainers.unmix.fit import fit_unmix
 from trainers.unmix.loop import make_network
+from trainers.unmix.measure import Heard
 from trainers.unmix.network import Unmixer
 from trainers.unmix.talks import _who
 
@@ -93,6 +94,27 @@ def test_end_to_end(store: Store, tmp_path: Path) -> None:
     texts = [finding["text"] for finding in facts["findings"] if finding["experiment"] == "6"]
     assert len(texts) == 3 and "against the grouped windows" in texts[0]
     assert facts["failed_checks"] == []
+
+
+def test_what_was_separated_first_is_a_rival(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", parts=3, recordings=0)
+    result = fit_unmix(Run.create(tmp_path / "run", config(), store), store)
+    assert list(result["sets"]) == ["unmix", "windows", "parts", "mean", "constant", "tracks"]
+    parts = result["sets"]["parts"]
+    assert parts["cosine"] > 0.98  # each part is one voice
+    assert all(s["hits"] == s["voices"] for s in parts["identified"].values())
+    # Three parts are as many voices as dev's threshold tells apart.
+    assert all(s["right"] == s["mixtures"] for s in parts["counting"].values())
+    assert set(result["decoding"]["parts"]) == {"threshold", "share"}
+    assert [row["systems"]["parts"]["identified"] for row in result["by_voices"]] == [1, 1, 1]
+    shown = report([tmp_path / "run"], tmp_path / "report", num_resamples=20)
+    row = next(row for row in shown["experiments"] if row["id"] == "6")
+    lines = {line["what"]: line["value"] for line in row["sound"]["lines"]}
+    assert lines["names not found, separated first, the teacher on each part"] == 0
+    # Where only dev's were separated, nothing is said of them.
+    half = replace(load_data(config(), store), test=[replace(m, parts=None) for m in load_data(config(), store).test])
+    assert half.dev[0].parts is not None and Heard(half.test, [], [], None).parts is None
+    assert Heard(half.dev, [], [], None).parts is not None
 
 
 class Killed(Exception):
