@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -84,36 +82,6 @@ def load_checkpoint(
             _load_tensors(run, target, own)
     load_optimizer(optimizer, tensors)
     return _state(run, facts)
-
-
-def save_steps(
-    run: Run[Any], model: nn.Module, optimizer: torch.optim.Optimizer, state: Any, given: Container[str] = ()
-) -> None:
-    """What a loop that counts steps goes on from; `state` is a dataclass, `given` tensors need not be written."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items() if k not in given}
-    run.write_tensors(LAST, tensors | optimizer_tensors(optimizer), asdict(state))
-
-
-def load_steps(
-    run: Run[Any],
-    begin: Callable[[dict[str, Any]], tuple[nn.Module, torch.optim.Optimizer]],
-    given: Mapping[str, Tensor] = MappingProxyType({}),
-) -> None:
-    """Put what `save_steps` wrote back; `begin` takes the state's fields and says into what.
-
-    Raises
-    ------
-    RunError : damaged, of another version or model.
-    """
-    tensors, facts = run.read_tensors(LAST)
-    try:
-        model, optimizer = begin(facts)
-        own = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        model.load_state_dict(own | dict(given))
-        load_optimizer(optimizer, tensors)
-    except (TypeError, RuntimeError, ValueError) as error:
-        told = " ".join(str(error).split())[:200]
-        raise RunError(f"{run.path / LAST}: of another version or model: {told}") from None
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -15,8 +15,6 @@ from evaluation.verification import cosine_scores, evaluate_scores
 from featstore import Store
 from featstore.extractors.device import pick_device
 from trainers.checkpoint import nothing_to_do
-from trainers.diarization.loop import device_facts, peak_memory_bytes
-from trainers.diarization.models import count_parameters
 from trainers.linear_probe import LinearProbe
 from trainers.progress import Progress, Unseen
 from trainers.proxy.ascent import ascent, linear_judge, proxy_judge, vectors_of
@@ -100,21 +98,15 @@ def _finish(
         "num_trials": len(trials),
         "num_trial_utterances": len(trials.names),
         "num_trial_speakers": len(np.unique(data.test.speakers)),
-        "parameters": count_parameters(proxy),
-        "trainable_parameters": count_parameters(proxy),
+        **training.facts(proxy),
         "loss": chosen,
         "dev_eer": {loss: state.best[loss] for loss in config.losses},
         "best_step": facts["step"],
-        "steps": state.step,
-        **device_facts(device),
-        "step_seconds": state.seconds / state.step,
         "input_share": None,
-        "peak_memory_bytes": peak_memory_bytes(device),
         "systems": {name: evaluate_scores(s, trials.same).to_json() for name, s in scores.items()},
         "published_measure": _published(proxy, data, table, store, config.seed, device),
         "agreement": _agreement(scores),
         "ascent": ascent(proxy, judges, data, frames, config, device),
-        "fit_seconds": round(state.seconds, 3),
         "seconds": round(state.seconds + time.perf_counter() - began, 3),
     }
     run.write_json(RESULT, result)

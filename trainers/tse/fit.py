@@ -14,8 +14,6 @@ from evaluation.runs import RESULT, VOICES
 from featstore import Store
 from featstore.extractors.device import pick_device
 from trainers.checkpoint import nothing_to_do
-from trainers.diarization.loop import device_facts, peak_memory_bytes
-from trainers.diarization.models import count_parameters
 from trainers.progress import Progress, Unseen
 from trainers.runs import Run
 from trainers.tse.config import TseConfig
@@ -93,22 +91,16 @@ def _finish(
         "num_test_speakers": len({row["speaker"] for row in found.rows}),
         "silent_voices": {"train": state.silent, "test": found.silent},
         "unknown_voices": found.unknown,
-        "parameters": count_parameters(network),
-        "trainable_parameters": count_parameters(network),
+        **training.facts(network),
         "architecture": config.architecture,
         "condition": config.condition,
         "memory": None if choices is None else {"threshold": choices.threshold, "confirm": choices.confirm},
         "dev_si_sdr": state.best,
         "best_step": state.best_step,
-        "steps": state.step,
-        **device_facts(device),
-        "step_seconds": state.seconds / state.step,
         "input_share": state.waited_s / state.seconds,
-        "peak_memory_bytes": peak_memory_bytes(device),
         "extraction": told,
         "swaps": found.swaps,
         "examples": found.examples,
-        "fit_seconds": round(state.seconds, 3),
         "seconds": round(state.seconds + time.perf_counter() - began, 3),
     }
     run.write_json(RESULT, result)

@@ -1,25 +1,21 @@
-"""Training an extraction: batches of crops by the seed and the step alone, so a run that was killed goes on to the weights
-that it would have had; what dev says decides which are kept.
-"""
+"""Training an extraction; SI-SDR on dev decides which weights are kept."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evaluation.extraction import SILENCE
-from evaluation.runs import LAST, MODEL
-from trainers.checkpoint import load_steps, save_steps
+from evaluation.runs import MODEL
 from trainers.progress import Progress
-from trainers.runs import Run, RunError
+from trainers.runs import Run
 from trainers.schedule import descend, seeded, share_of_rate
+from trainers.steps import StepState, StepTraining
 from trainers.tse.config import TseConfig
 from trainers.tse.crops import Crops, Example
 from trainers.tse.data import TseData
@@ -27,27 +23,17 @@ from trainers.tse.network import Extractor, best_assignment, loss
 
 
 @dataclass
-class State:
+class State(StepState):
     """Where a run stands."""
 
-    step: int = 0
-    loss_sum: float = 0.0  # since dev was looked at
-    summed: int = 0
     silent: int = 0  # voices drawn where they say nothing, which teach nothing
     best: float | None = None  # SI-SDR on dev, dB
     best_step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
-    waited_s: float = 0.0  # of that, for sound
+    waited_s: float = 0.0  # of its seconds, for sound
 
 
-class Training:
-    """From the last checkpoint, if there is one, to the end of all steps.
-
-    Parameters
-    ----------
-    on_step : told the state after each step; what it raises ends the run as a kill would.
-    """
+class Training(StepTraining):
+    """An extraction; SI-SDR on dev decides which weights are kept."""
 
     def __init__(
         self,
@@ -57,8 +43,7 @@ class Training:
         progress: Progress,
         on_step: Callable[[State], None] | None = None,
     ) -> None:
-        self.run, self.config, self.device = run, run.config, device
-        self.progress, self.on_step = progress, on_step
+        self.config, self.data = run.config, data
         self.speakers = sorted(data.speakers("train"))  # by which an audit sees who was trained on
         self.crops = Crops(data, "train", self.config)
         dev = Crops(data, "dev", self.config)
@@ -66,42 +51,19 @@ class Training:
         rng, at_once = np.random.default_rng([self.config.seed, 1]), self.config.batch_size
         self.dev = [dev.examples(asked[k : k + at_once], rng) for k in range(0, len(asked), at_once)]
         self.mixed = float(torch.cat([-_of_mixture(example) for example in self.dev]).mean())
+        super().__init__(run, State(), run.config.steps, device, progress, on_step)
+
+    def _start(self) -> None:
         with seeded(self.config.seed):
-            self.network = Extractor.of(self.config, len(data.centre))
+            network = Extractor.of(self.config, len(self.data.centre))
         if self.config.condition == "embedding":
-            self.network.centre.copy_(torch.from_numpy(data.centre))
-        self.network.to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.config.lr)
-        self.state = State()
-        if (run.path / LAST).exists():
-            self._resume()
-        self.began = time.perf_counter() - self.state.seconds
+            network.centre.copy_(torch.from_numpy(self.data.centre))
+        self.model = self.network = network.to(self.device)
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=self.config.lr)
 
-    def to_the_end(self) -> None:
-        """Train all steps that are left.
-
-        Raises
-        ------
-        RunError : the loss is no longer a number.
-        """
-        config, state = self.config, self.state
-        every = max(1, config.steps // config.looks)
-        while state.step < config.steps:
-            before = time.perf_counter()
-            example = self.crops.draw(np.random.default_rng([config.seed, 2, state.step]))
-            state.waited_s += time.perf_counter() - before
-            value = self._step(example)
-            state.step += 1
-            state.loss_sum, state.summed = state.loss_sum + value, state.summed + 1
-            look = state.step % every == 0 or state.step == config.steps
-            if look:
-                self._look()
-            if look or (config.checkpoint_steps and state.step % config.checkpoint_steps == 0):
-                self._save()
-            best = "" if state.best is None else f", dev SI-SDR {state.best:.1f} dB"
-            self.progress.update(state.step, config.steps, f"loss {value:.2f}{best}")
-            if self.on_step is not None:
-                self.on_step(state)
+    def _told(self, loss: float) -> str:
+        best = "" if self.state.best is None else f", dev SI-SDR {self.state.best:.1f} dB"
+        return f"loss {loss:.2f}{best}"
 
     def _losses(self, example: Example) -> Tensor:
         """(voices,) of those that say something."""
@@ -118,7 +80,13 @@ class Training:
         found = self.network(mixtures, example.embeddings.to(self.device))
         return loss(found, references[:, 0])[heard[:, 0]]
 
-    def _step(self, example: Example) -> float:
+    def _step(self) -> float:
+        before = time.perf_counter()
+        example = self.crops.draw(np.random.default_rng([self.config.seed, 2, self.state.step]))
+        self.state.waited_s += time.perf_counter() - before
+        return self._learn(example)
+
+    def _learn(self, example: Example) -> float:
         config = self.config
         self.network.train()
         values = self._losses(example)
@@ -130,11 +98,8 @@ class Training:
         descend(self.optimizer, value, self.network.parameters(), rate)
         return float(value.detach())
 
-    def _look(self) -> None:
+    def _dev(self) -> dict[str, float]:
         state, run = self.state, self.run
-        mean = state.loss_sum / state.summed
-        if not math.isfinite(mean):
-            raise RunError(f"{run.path}: the loss is no longer a number by step {state.step}; lower lr")
         self.network.eval()
         with torch.no_grad():
             heard = float(-torch.cat([self._losses(example) for example in self.dev]).mean())
@@ -143,23 +108,8 @@ class Training:
             run.write_tensors(
                 MODEL, self.network.state_dict(), {"size": self.network.size, "step": state.step, "dev": heard}
             )
-        state.history.append(
-            {"step": state.step, "train_loss": mean, "dev_si_sdr": heard, "dev_si_sdri": heard - self.mixed}
-        )
-        state.loss_sum, state.summed = 0.0, 0
-        run.write_history(state.history)
         self.progress.line(f"step {state.step}: SI-SDR on dev {heard:.2f} dB, the mixtures' own {self.mixed:.2f} dB")
-
-    def _save(self) -> None:
-        self.state.seconds = time.perf_counter() - self.began
-        save_steps(self.run, self.network, self.optimizer, self.state)
-
-    def _resume(self) -> None:
-        def begin(facts: dict[str, Any]) -> tuple[nn.Module, torch.optim.Optimizer]:
-            self.state = State(**facts)
-            return self.network, self.optimizer
-
-        load_steps(self.run, begin)
+        return {"dev_si_sdr": heard, "dev_si_sdri": heard - self.mixed}
 
 
 def _of_mixture(example: Example) -> Tensor:

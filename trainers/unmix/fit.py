@@ -13,8 +13,6 @@ from evaluation.runs import MODEL, RESULT
 from featstore import Store
 from featstore.extractors.device import pick_device
 from trainers.checkpoint import nothing_to_do
-from trainers.diarization.loop import device_facts, peak_memory_bytes
-from trainers.diarization.models import count_parameters
 from trainers.progress import Progress, Unseen
 from trainers.runs import Run
 from trainers.scale import scale_of
@@ -94,15 +92,10 @@ def _finish(
         "num_speakers": len(training.numbers),
         "num_test_mixtures": len(seen.mixtures),
         "num_test_speakers": len({s for m in seen.mixtures for s in m.speakers}),
-        "parameters": count_parameters(network),
-        "trainable_parameters": count_parameters(network),
+        **training.facts(network),
         "dev_cosine": facts["dev_cosine"],
         "best_step": facts["step"],
-        "steps": state.step,
-        **device_facts(device),
-        "step_seconds": state.seconds / state.step,
         "input_share": None,
-        "peak_memory_bytes": peak_memory_bytes(device),
         "decoding": {
             "existence": threshold,
             "windows": None if grouping is None else {"threshold": grouping.threshold, "share": grouping.min_share},
@@ -122,7 +115,6 @@ def _finish(
         "sets": on_test,
         "by_voices": by_cardinality(test.mixtures, everything, lambda n: n in known),
         "memory": _memory(config, store, data, network, threshold, grouping, device),
-        "fit_seconds": round(state.seconds, 3),
         "seconds": round(state.seconds + time.perf_counter() - began, 3),
     }
     run.write_json(RESULT, result)

@@ -1,27 +1,20 @@
-"""Training the set predictor; dev's assignment cosine decides which weights are kept.
-
-Every draw depends on the seed and the step alone, so a run that was killed goes on to exactly the weights it would have had.
-"""
+"""Training the set predictor; dev's assignment cosine decides which weights are kept."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from evaluation.runs import LAST, MODEL
+from evaluation.runs import MODEL
 from evaluation.unmixing import assigned
-from trainers.checkpoint import load_steps, save_steps
 from trainers.progress import Progress
-from trainers.runs import Run, RunError
+from trainers.runs import Run
 from trainers.schedule import descend, seeded, share_of_rate
+from trainers.steps import StepState, StepTraining
 from trainers.unmix.config import UnmixConfig
 from trainers.unmix.data import Mixture, UnmixData, batch_of, targets_of
 from trainers.unmix.losses import set_loss
@@ -31,16 +24,11 @@ _MOST_AT_ONCE = 64  # mixtures, where nothing is trained
 
 
 @dataclass
-class State:
+class State(StepState):
     """Where a run stands."""
 
-    step: int = 0
-    loss_sum: float = 0.0  # since dev was looked at
-    summed: int = 0
     best: float = -2.0  # dev's assignment cosine
     best_step: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    seconds: float = 0.0
 
 
 def make_network(config: UnmixConfig, dim: int, size: int) -> Unmixer:
@@ -60,13 +48,8 @@ def make_network(config: UnmixConfig, dim: int, size: int) -> Unmixer:
         )
 
 
-class Training:
-    """From the last checkpoint, if there is one, to the end of all steps; the best weights lie in the run's folder.
-
-    Parameters
-    ----------
-    on_step : told the state after each step; what it raises ends the run as a kill would.
-    """
+class Training(StepTraining):
+    """The set predictor; dev's assignment cosine decides which weights are kept."""
 
     def __init__(
         self,
@@ -77,43 +60,22 @@ class Training:
         progress: Progress,
         on_step: Callable[[State], None] | None = None,
     ) -> None:
-        self.run, self.config, self.data, self.device = run, run.config, data, device
-        self.progress, self.on_step = progress, on_step
-        self.network = network.to(device)
+        self.config, self.data, self.network = run.config, data, network.to(device)
+        names = sorted({speaker for m in data.train for speaker in m.speakers})
+        self.numbers = {name: k for k, name in enumerate(names)}
+        super().__init__(run, State(), run.config.steps, device, progress, on_step)
+
+    def _start(self) -> None:
+        network = self.model = self.network
         decay = [p for p in network.parameters() if p.ndim > 1 and p is not network.queries]
         rest = [p for p in network.parameters() if p.ndim == 1 or p is network.queries]
         groups = [{"params": decay, "weight_decay": self.config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=self.config.lr)
-        names = sorted({speaker for m in data.train for speaker in m.speakers})
-        self.numbers = {name: k for k, name in enumerate(names)}
-        self.state = State()
-        if (run.path / LAST).exists():
-            self._resume()
-        self.began = time.perf_counter() - self.state.seconds
 
-    def to_the_end(self) -> None:
-        """Train all steps that are left.
+    def _told(self, loss: float) -> str:
+        return f"loss {loss:.3f}, dev cosine {self.state.best:.3f}"
 
-        Raises
-        ------
-        RunError : the loss is no longer a number.
-        """
-        config, state = self.config, self.state
-        every = max(1, config.steps // config.looks)
-        while state.step < config.steps:
-            value = float(self._step())
-            state.step += 1
-            state.loss_sum, state.summed = state.loss_sum + value, state.summed + 1
-            look = state.step % every == 0 or state.step == config.steps
-            if look:
-                self._look()
-            if look or (config.checkpoint_steps and state.step % config.checkpoint_steps == 0):
-                self._save()
-            self.progress.update(state.step, config.steps, f"loss {value:.3f}, dev cosine {state.best:.3f}")
-            if self.on_step is not None:
-                self.on_step(state)
-
-    def _step(self) -> Tensor:
+    def _step(self) -> float:
         config, state, network = self.config, self.state, self.network
         rng = np.random.default_rng([config.seed, state.step])
         # Epoch after epoch in an order of its own: every mixture comes before any comes again.
@@ -138,16 +100,13 @@ class Training:
         )
         rate = config.lr * share_of_rate(state.step, config.steps)
         descend(self.optimizer, loss, network.parameters(), rate)
-        return loss.detach()
+        return float(loss.detach())
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.config.seed, 4, epoch]).permutation(len(self.data.train))
 
-    def _look(self) -> None:
+    def _dev(self) -> dict[str, float]:
         state, run = self.state, self.run
-        mean = state.loss_sum / state.summed
-        if not math.isfinite(mean):
-            raise RunError(f"{run.path}: the loss is no longer a number by step {state.step}; lower lr")
         sets, existence = predict(self.network, [m.frames for m in self.data.dev], self.device)
         chosen = [surest(e, x, len(m.voices)) for e, x, m in zip(sets, existence, self.data.dev, strict=True)]
         cosine = float(np.mean([assigned(s, m.voices)[2].mean() for s, m in zip(chosen, self.data.dev, strict=True)]))
@@ -155,20 +114,7 @@ class Training:
             state.best, state.best_step = cosine, state.step
             facts = {"step": state.step, "dev_cosine": cosine, "classes": list(self.numbers)}
             run.write_tensors(MODEL, self.network.state_dict(), facts)
-        state.history.append({"step": state.step, "train_loss": mean, "dev_cosine": cosine})
-        state.loss_sum, state.summed = 0.0, 0
-        run.write_history(state.history)
-
-    def _save(self) -> None:
-        self.state.seconds = time.perf_counter() - self.began
-        save_steps(self.run, self.network, self.optimizer, self.state)
-
-    def _resume(self) -> None:
-        def begin(facts: dict[str, Any]) -> tuple[nn.Module, torch.optim.Optimizer]:
-            self.state = State(**facts)
-            return self.network, self.optimizer
-
-        load_steps(self.run, begin)
+        return {"dev_cosine": cosine}
 
 
 def surest(embeddings: NDArray[np.float32], existence: NDArray[np.float32], count: int) -> NDArray[np.float32]:

@@ -87,10 +87,11 @@ def training(made: tuple[Store, Path], tmp_path: Path) -> Training:  # noqa: F81
 @pytest.mark.parametrize("loss", ["contrastive", "margin", "teacher"])
 def test_a_step_by_hand(training: Training, loss: str, made: tuple[Store, Path]) -> None:  # noqa: F811
     """Seed and step draw the crops; each loss has its settings, its own start, and the rate of its place."""
-    training._start(("contrastive", "margin", "teacher").index(loss))
-    training.state.step = 7
-    proxy, head = copy.deepcopy(training.proxy), copy.deepcopy(training.model["head"])
-    rng = np.random.default_rng([0, 7])
+    number = ("contrastive", "margin", "teacher").index(loss)
+    training.state.step = step = 12 * number + 5
+    training._begin(number)
+    proxy, head = copy.deepcopy(training.proxy), copy.deepcopy(training.head)
+    rng = np.random.default_rng([0, step])
     codes, mask, speakers, owners = training.crops.draw(rng)
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
     embeddings = proxy.train().embed(mixed(proxy, codes, 0.5, 0.3, generator), mask)
@@ -103,8 +104,8 @@ def test_a_step_by_hand(training: Training, loss: str, made: tuple[Store, Path])
         store = made[0]
         ids = [training.crops.voices.ids[owner] for owner in owners]
         expected = to_teacher(embeddings, torch.from_numpy(store.pooled("titanet", ids)))
-    value = training._step(5)
-    assert float(value) == pytest.approx(float(expected.detach()), rel=1e-5)
+    value = training._step()
+    assert value == pytest.approx(float(expected.detach()), rel=1e-5)
     assert training.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * share_of_rate(5, 12))
     assert training.optimizer.param_groups[0]["weight_decay"] == 1e-5
     changed = {n for n, p in training.proxy.named_parameters() if not torch.equal(p, dict(proxy.named_parameters())[n])}
@@ -115,7 +116,7 @@ def test_each_loss_begins_elsewhere_and_each_seed_too(training: Training) -> Non
     starts = []
     training.state.best["contrastive"] = 0.1  # so that the judge, the fourth, is of this loss
     for number in (0, 3, 0):
-        training._start(number)
+        training._begin(number)
         starts.append(training.proxy.front[0].weight.detach().clone())
     assert torch.equal(starts[0], starts[2]) and not torch.equal(starts[0], starts[1])
 
@@ -126,11 +127,12 @@ def test_dev_keeps_the_best_of_codes_and_logits(training: Training, monkeypatch:
     kept = []
     for inside, total in ((4, 8.0), (8, 4.0), (12, 2.0)):
         training.state.loss_sum, training.state.summed, training.state.step = total, 4, inside
-        training._look(0, inside)
+        training._look()
         kept.append(training.run.read_tensors("candidate-contrastive.safetensors")[1]["step"])
     assert kept == [4, 4, 12] and training.state.best == {"contrastive": pytest.approx(0.2)}
     training.state.loss_sum, training.state.summed, training.state.step = 1.0, 4, 16
-    training._look(1, 4)
+    training._begin(1)
+    training._look()
     assert [row["train_loss"] for row in training.state.history] == [2.0, 1.0, 0.5, 0.25]
     assert [(row["number"], row["dev_eer"], row["dev_eer_soft"]) for row in training.state.history] == [
         *((0, 0.4, 0.2), (0, 0.1, 0.6), (0, 0.3, 0.1), (1, 0.2, 0.2)),

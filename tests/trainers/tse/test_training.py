@@ -152,9 +152,9 @@ def test_voices_that_are_silent_teach_nothing(store: Store, tmp_path: Path) -> N
     with torch.no_grad():
         found = loss(ours.network(sounds, vectors), references[:, 0])
         torch.testing.assert_close(ours._losses(example), found[[0, 2]])
-    value = ours._step(example)
+    value = ours._learn(example)
     assert ours.state.silent == 1 and value == pytest.approx(float(found[[0, 2]].mean()), rel=1e-4)
-    assert ours._step(Example(sounds, vectors, 0 * references, torch.ones(3))) == 0.0 and ours.state.silent == 4
+    assert ours._learn(Example(sounds, vectors, 0 * references, torch.ones(3))) == 0.0 and ours.state.silent == 4
     blind, _ = training(store, tmp_path / "blind", "condition=none", "voices=2")
     several = torch.stack([torch.zeros_like(sounds), sounds, sounds.flip(0)], 1)  # three voices, two come out
     several[1, 1:] = 0
