@@ -24,6 +24,9 @@ class Recorded:
         try:
             if not folder.is_dir():
                 folder.mkdir(parents=True)
+            for path in self.paths:  # before one is made and the other refused
+                if path.exists():
+                    raise FileExistsError(0, "", str(path))
             self._files = [open(path, "x", encoding="utf-8", buffering=1) for path in self.paths]  # noqa: SIM115
         except FileExistsError as error:
             if not folder.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import runpy
 import sys
 from collections import deque
@@ -148,10 +149,11 @@ def run(
 
     Raises
     ------
-    ValueError : the run does not hear Mimi's frames; Moshi is not installed.
+    ValueError : the run does not hear Mimi's frames; Moshi is not installed, or its weights are not to be had.
     """
     try:
         from aiohttp import web
+        from huggingface_hub.errors import LocalEntryNotFoundError
         from moshi.models import loaders
     except ImportError:
         raise ValueError("this needs Moshi: pip install -e '.[extract]'") from None
@@ -208,7 +210,13 @@ def run(
         setattr(of, name, new)
     try:
         sys.argv = ["moshi.server", *arguments]
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a paragraph for each of its tries
         runpy.run_module("moshi.server", run_name="__main__", alter_sys=True)
+    except LocalEntryNotFoundError:
+        raise ValueError(
+            "Moshi's weights are not in the Hub's cache, and the Hub cannot be reached: connect this machine, or name "
+            "files: whowhen moshi -- --moshi-weight FILE --mimi-weight FILE --tokenizer FILE"
+        ) from None
     finally:
         sys.argv = before
         for (of, name, _), old in zip(patched, (get_mimi, run_app, send_bytes), strict=True):

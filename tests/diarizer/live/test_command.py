@@ -352,6 +352,10 @@ def test_what_stays_of_a_session_is_a_line_a_turn_at_once(tmp_path):
             ValueError, match=r"a_b.rttm: is there already, and a live session's file is never rewritten"
         ):
             Recorded(tmp_path / "new", "a b")
+    (tmp_path / "new" / "a_b.rttm").unlink()
+    with pytest.raises(ValueError, match=r"a_b.jsonl: is there already"):
+        Recorded(tmp_path / "new", "a b")
+    assert not (tmp_path / "new" / "a_b.rttm").exists()  # none that is empty, which the next try would stumble on
     with Recorded(tmp_path, "  ") as recorded:
         assert recorded.name == "live"
     (tmp_path / "file").touch()

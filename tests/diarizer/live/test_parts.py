@@ -139,6 +139,15 @@ def test_two_voices_that_a_third_piece_joins_are_one() -> None:
     assert (voices.numbers, voices.same, voices.next, len(voices.sums)) == ((), {}, 0, 0)
 
 
+def test_pieces_move_to_the_nearest_voice_twice() -> None:
+    """Degrees, of which the piece at 70° is nearer to the other voice only once the one at 50° has gone there."""
+    voices = Voices(2, "average", 0.5, 9, 1.0)
+    for degrees, weight in ((15, 5), (70, 10), (100, 25), (85, 5), (50, 20), (155, 5), (120, 25)):
+        at = np.radians(degrees)
+        voices.add(np.float32([np.cos(at), np.sin(at)]), weight, 0)
+    assert voices.of.tolist() == [1, 1, 0, 0, 1, 2, 0]
+
+
 def test_who_left_is_forgotten_where_too_many_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diarizer.live.memory._MOST_GONE", 2)
     voices, vectors = Voices(5, "average", 0.3, 1, 1.0), np.eye(5, dtype=np.float32)
