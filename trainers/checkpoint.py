@@ -79,7 +79,7 @@ def load_checkpoint(
     for prefix, target in (("model.", model), ("average.", average)):
         if target is not None:
             own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            _load_tensors(run, target, own)
+            _load_tensors(run, LAST, target, own)
     load_optimizer(optimizer, tensors)
     return _state(run, facts)
 
@@ -114,7 +114,7 @@ def _state(run: Run[DiarizationConfig], facts: dict[str, Any]) -> State:
     try:
         state = State(**facts)
     except TypeError as error:
-        raise RunError(f"{run.path / LAST}: of another version: {error}") from None
+        raise foreign(run, LAST, error) from None
     if state.best_loss is None:
         state.best_loss = math.inf
     # More epochs may have been asked for since.
@@ -144,19 +144,26 @@ def nothing_to_do(result: dict[str, Any]) -> dict[str, Any]:
 
 def load_best(run: Run[DiarizationConfig], model: nn.Module) -> dict[str, Any]:
     tensors, facts = run.read_tensors(MODEL)
-    _load_tensors(run, model, tensors)
+    _load_tensors(run, MODEL, model, tensors)
     return facts
 
 
-def _load_tensors(run: Run[DiarizationConfig], model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def foreign(run: Run[Any], name: str, told: object) -> RunError:
+    """What to raise of tensors that are whole, and not of this model."""
+    return RunError(
+        f"{run.path / name}: of another version or model: {' '.join(str(told).split())[:200]}; train a new run (another --out)"
+    )
+
+
+def _load_tensors(run: Run[DiarizationConfig], name: str, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     own = trained_tensors(model)
     # Version 0.1 trained on features as they are.
     as_made = {k: torch.full_like(v, k.endswith(".size")) for k, v in own.items() if _is_scale(k) and k not in tensors}
     tensors = tensors | as_made
-    wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
-    wrong += [name for name in tensors if name not in own]
+    wrong = [key for key in own if key not in tensors or tensors[key].shape != own[key].shape]
+    wrong += [key for key in tensors if key not in own]
     if wrong:
-        raise RunError(f"{run.path}: checkpoint and model differ in {len(wrong)} tensors (first: {wrong[0]})")
+        raise foreign(run, name, f"tensors differ: {', '.join(wrong[:3])}{', …' if len(wrong) > 3 else ''}")
     with torch.no_grad():
-        for name, value in own.items():
-            value.copy_(tensors[name])
+        for key, value in own.items():
+            value.copy_(tensors[key])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.runs import LAST
-from trainers.checkpoint import load_optimizer, optimizer_tensors
+from trainers.checkpoint import foreign, load_optimizer, optimizer_tensors
 from trainers.diarization.loop import device_facts, peak_memory_bytes
 from trainers.diarization.models import count_parameters
 from trainers.progress import Progress
@@ -146,5 +146,4 @@ class StepTraining(ABC):
             self.model.load_state_dict(own | dict(self.given))
             load_optimizer(self.optimizer, tensors)
         except (TypeError, RuntimeError, ValueError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise RunError(f"{self.run.path / LAST}: of another version or model: {told}") from None
+            raise foreign(self.run, LAST, error) from None
