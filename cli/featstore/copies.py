@@ -86,8 +86,12 @@ def _moved(verb: str, url: str, done: Transfer, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"url": url, **vars(done)}))
         return
+    from featstore.store.show import counted
+
     speed = f", {done.bytes / 1e6 / done.seconds:.1f} MB/s" if done.bytes and done.seconds else ""
-    print(f"{verb} {done.parts} parts, {done.bytes / 1e6:.1f} MB{speed}; {done.parts_there} were there already")
+    print(
+        f"{verb} {counted(done.parts, 'part')}, {done.bytes / 1e6:.1f} MB{speed}; {done.parts_there} were there already"
+    )
 
 
 @user_errors()
@@ -105,6 +109,7 @@ def merge(
 
         featstore merge STORE-A STORE-B --out STORE
     """
+    from featstore.store.show import counted
     from featstore.upkeep.merge import merge as run
 
     with going_on_later(), bar(f"merging into {out.name}") as shown:
@@ -113,7 +118,9 @@ def merge(
         print(json.dumps({"store": str(out), **vars(done)}))
     else:
         there = f"; {done.parts_there} were there already" if done.parts_there else ""
-        print(f"{out}: {done.utterances} utterances; {done.parts} parts, {done.bytes / 1e6:.1f} MB copied{there}")
+        print(
+            f"{out}: {counted(done.utterances, 'utterance')}; {counted(done.parts, 'part')}, {done.bytes / 1e6:.1f} MB copied{there}"
+        )
 
 
 class Shape(StrEnum):
@@ -179,10 +186,11 @@ def import_(
         featstore import features.h5 --store STORE
     """
     from featstore.exchange import import_hdf5
+    from featstore.store.show import counted
 
     with going_on_later("is in the store"), bar("importing") as shown:
         added = import_hdf5(file, store, progress=shown.update)
     if as_json:
         print(json.dumps({"file": str(file), "store": str(store), "added": added}))
     else:
-        print(f"{store}: {added} utterances added (counted once a feature)")
+        print(f"{store}: {counted(added, 'utterance')} added (counted once a feature)")

@@ -88,6 +88,7 @@ def extract(
 
     from featstore import extractors
     from featstore.corpora.manifest import ignored_keys, read_manifest
+    from featstore.store.show import counted
 
     _check_engine(engine, shard, ray_address, actors, device)
     utterances = read_manifest(manifest, split=split, audio_root=audio_root, note=warn)
@@ -109,7 +110,7 @@ def extract(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with (
         going_on_later("is in the store"),
-        bar(f"{feature} of {len(utterances)} utterance{'' if len(utterances) == 1 else 's'}") as shown,
+        bar(f"{feature} of {counted(len(utterances), 'utterance')}") as shown,
     ):
         result, spec = run(utterances, store, batch_s=batch_s, resume=resume, progress=_shows(shown))
     if engine == "ray":
@@ -156,10 +157,12 @@ def _shows(shown: Bar) -> Callable[[Result], None]:
 
 
 def _in_words(result: Result) -> str:
+    from featstore.store.show import counted
+
     busy = ", ".join(f"{stage} {share:.0%}" for stage, share in sorted(result.busy.items()))
     speed = f", {result.audio_s / result.wall_s:.1f} × real time" if result.audio_s else ""
     return (
-        f"{result.done} utterances added, {result.skipped} there already, "
+        f"{counted(result.done, 'utterance')} added, {result.skipped} there already, "
         f"{len(result.failures)} failed{f', {result.put_off} put off' if result.put_off else ''}; "
         f"{result.audio_s:.0f} s of audio in {result.wall_s:.1f} s{speed}"
         + (f" by {result.writers} actors" if result.writers > 1 else "")

@@ -81,7 +81,9 @@ def _changes(done: Relabelled) -> list[str]:
 
 def _short(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"{len(value)} turns of {len({turn.speaker for turn in value})} speakers"
+        from featstore.store.show import counted
+
+        return f"{counted(len(value), 'turn')} of {counted(len({turn.speaker for turn in value}), 'speaker')}"
     return "(none)" if value in (None, "") else str(value)
 
 
@@ -107,6 +109,7 @@ def remove(
         featstore remove STORE --from bad-ids.txt
     """
     from featstore.corpora.rttm import lines
+    from featstore.store.show import counted
     from featstore.upkeep.relabel import remove as run
 
     wanted = list(ids or ())
@@ -119,6 +122,6 @@ def remove(
         print(json.dumps({"store": str(store), **vars(done)}))
     else:
         print(
-            f"{store}: {done.utterances} utterances ({done.seconds / 3600:.2f} h) are no longer in it, {done.left} are; "
+            f"{store}: {counted(done.utterances, 'utterance')} ({done.seconds / 3600:.2f} h) out of it, {done.left} left; "
             f"their frames ({done.bytes / 1e6:.1f} MB) stay on the disk until: featstore compact {store}"
         )

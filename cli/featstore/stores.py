@@ -26,30 +26,27 @@ def info(store: ReadableArgument, as_json: JsonOption = False) -> None:
         featstore info STORE
     """
     from featstore.facts import facts_of
+    from featstore.store.show import counted, sentence
 
     facts = facts_of(store)
     if as_json:
         print(json.dumps(facts))
         return
-    splits = ", ".join(f"{name or '(no split)'} {count}" for name, count in facts["splits"].items())
-    print(
-        f"{facts['store']}: {facts['utterances']} utterances ({splits}), {facts['hours']:.2f} h, {facts['speakers']} speakers, "
-        f"{facts['recordings']} recordings, {facts['bytes'] / 1e6:.1f} MB"
-    )
+    print(f"{facts['store']}: {sentence(facts)}, {facts['bytes'] / 1e6:.1f} MB")
     for name, f in facts["features"].items():
         print(
-            f"  {name}: {f['dim']}-d {f['dtype']} at {1 / f['step_s']:g} Hz, {f['utterances']} utterances, "
-            f"{f['frames']} frames in {f['parts']} parts"
+            f"  {name}: {f['dim']}-d {f['dtype']} at {1 / f['step_s']:g} Hz, {counted(f['utterances'], 'utterance')}, "
+            f"{counted(f['frames'], 'frame')} in {counted(f['parts'], 'part')}"
         )
         print(f"    {f['model']}, weights {f['weights']} (sha256 {f['weights_sha256'][:12]}), {f['fingerprint']}")
         if f["warning"]:
             print(f"    warning: {f['warning']}")
     if facts["changes"]:
         print(
-            f"  {facts['changes']} change(s) by relabel or remove since; featstore compact {store} writes them into the parts"
+            f"  {counted(facts['changes'], 'change')} by relabel or remove since; featstore compact {store} writes all into the parts"
         )
     if facts["failures"]:
-        print(f"  {facts['failures']} failure(s), listed in {store / 'failures.jsonl'}")
+        print(f"  {counted(facts['failures'], 'failure')}, listed in {store / 'failures.jsonl'}")
 
 
 @user_errors()
@@ -75,6 +72,7 @@ def verify(
 
         featstore verify STORE --repair
     """
+    from featstore.store.show import counted
     from featstore.upkeep.verify import verify as run
 
     with going_on_later("needs no repair any more") if repair else nullcontext(), bar("verifying parts") as shown:
@@ -91,16 +89,17 @@ def verify(
             if f.utterances and not f.leftover:
                 shown_ids = ", ".join(f.utterances[:5])
                 print(f"  {len(f.utterances)} utterance(s): {shown_ids}{', …' if len(f.utterances) > 5 else ''}")
-        size = f"{report.utterances} utterances in {report.parts} parts, {report.bytes / 1e6:.1f} MB of frames"
+        held = f"{counted(report.utterances, 'utterance')} in {counted(report.parts, 'part')}"
+        size = f"{held}, {report.bytes / 1e6:.1f} MB of frames"
         if not report.findings:
             print(f"{store}: whole: {size}, every checksum right")
         elif repair:
             print(f"{store}: repaired: {_repaired(report, store)}; {size} read")
         elif not wrong:
-            print(f"{store}: {len(report.findings)} unfinished parts, something is writing now; {size} read")
+            print(f"{store}: {counted(len(report.findings), 'unfinished part')}, something is writing now; {size} read")
         else:
             advice = f" Run: featstore verify {store} --repair" if any(f.remedy for f in wrong) else ""
-            print(f"{store}: {len(report.findings)} findings; {size} read.{advice}")
+            print(f"{store}: {counted(len(report.findings), 'finding')}; {size} read.{advice}")
     if [f for f in wrong if not f.remedy] if repair else wrong:
         raise SystemExit(2)
 
@@ -135,6 +134,7 @@ def compact(
 
         featstore compact STORE
     """
+    from featstore.store.show import counted
     from featstore.upkeep.compact import MERGED_BYTES
     from featstore.upkeep.compact import compact as run
 
@@ -143,4 +143,4 @@ def compact(
     if as_json:
         print(json.dumps({"store": str(store), **vars(done)}))
     else:
-        print(f"{store}: {done.parts_before} parts, now {done.parts_after}")
+        print(f"{store}: {counted(done.parts_before, 'part')}, now {done.parts_after}")

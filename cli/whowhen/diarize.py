@@ -66,6 +66,7 @@ def diarize(
     from cli.progress import bar
     from diarizer.inputs import recordings_of, stored
     from diarizer.jobs import diarize_all
+    from featstore.store.show import counted
 
     held = featstore.open(store) if store else None
     if not audio and held is None:
@@ -76,8 +77,7 @@ def diarize(
         recordings = stored(held, audio or []) if held else recordings_of(audio or [], Path(temporary))
         made = opened(run, weights, device, enrol)
         limits = {"speakers": speakers, "min_speakers": min_speakers, "max_speakers": max_speakers}
-        many = f"{len(recordings)} recording{'' if len(recordings) == 1 else 's'}"
-        with bar(f"diarize {many}") as shown:
+        with bar(f"diarize {counted(len(recordings), 'recording')}") as shown:
             outcome = diarize_all(made, recordings, folder, store=held, limits=limits, shown=shown.update)
     _show(outcome, made, folder, as_json)
     if outcome.failed:
@@ -85,6 +85,8 @@ def diarize(
 
 
 def _show(outcome: Outcome, made: Diarizer, out: Path, as_json: bool) -> None:
+    from featstore.store.show import counted
+
     if as_json:
         all_of_it = {
             "run": str(made.run.path),
@@ -100,8 +102,7 @@ def _show(outcome: Outcome, made: Diarizer, out: Path, as_json: bool) -> None:
         for name, told in outcome.told.items():
             people = ", ".join(f"{s['name']} {s['share']:.0%}" for s in told["speakers"]) or "nobody speaks"
             there = " (there already)" if name in outcome.there else ""
-            many = f"{len(told['speakers'])} speaker{'' if len(told['speakers']) == 1 else 's'}"
-            print(f"{out / name}.html: {many}: {people}{there}")
+            print(f"{out / name}.html: {counted(len(told['speakers']), 'speaker')}: {people}{there}")
         if outcome.audio_s:
             print(f"{outcome.audio_s:.0f} s of audio in {outcome.seconds:.1f} s, {outcome.speed:.1f} × real time")
     for name, why in outcome.failed.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 #: How files are called that libsndfile may read.
@@ -22,7 +23,7 @@ def audio_files(path: Path) -> list[Path]:
         if any((path / name).exists() for name in _DATASET):
             return []
         found = sorted(Path(root, name) for root, _, names in os.walk(path) for name in names if _is_audio(name))
-        if (path / "features.zarr").exists():
+        if not found and any(path.glob("*.zarr")):
             raise ValueError(
                 f"{path}: is a store, and no manifest; are the two swapped? featstore extract MANIFEST --store STORE"
             )
@@ -32,6 +33,14 @@ def audio_files(path: Path) -> list[Path]:
             )
         return found
     return [path] if path.is_file() and _is_audio(path.name) else []
+
+
+def not_there(path: Path) -> ValueError:
+    """What to raise where a manifest is named that is none."""
+    if address := re.match(r"([a-z][a-z0-9+]+):/+(?=.)", str(path)):  # of whose slashes pathlib leaves one
+        where = f"{address[1]}://{str(path)[address.end() :]}"
+        return ValueError(f"{where}: an address; download what is there, and name the file")
+    return ValueError(f"{path}: no such manifest; give a .jsonl file here, a saved dataset's folder or hf:NAME")
 
 
 def _is_audio(name: str) -> bool:

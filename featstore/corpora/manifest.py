@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from featstore.corpora.audio_files import AUDIO, audio_files
+from featstore.corpora.audio_files import AUDIO, audio_files, not_there
 from featstore.corpora.turns import read_turns
 from featstore.types import Turn, Utterance
 
@@ -164,7 +164,7 @@ def read_entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
     ValueError : no such file, not UTF-8, not one JSON object a line.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such manifest; give a .jsonl file here, a saved dataset's folder or hf:NAME")
+        raise not_there(path)
     entries = []
     data = path.read_bytes()
     if b"\0" in data[:4096]:

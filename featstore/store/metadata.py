@@ -24,6 +24,7 @@ from featstore.store.layout import (
     feature_dir,
     group_dir,
     index_dir,
+    is_store,
     not_readable,
     spec_path,
     utterances_dir,
@@ -91,6 +92,8 @@ def check_version(store: Path) -> tuple[str, ...]:
     root = store / ROOT
     refuse_file(store)
     if not root.exists():
+        if around := next((folder for folder in store.absolute().parents if is_store(folder)), None):
+            raise StoreError(f"{store}: is inside of a store; name the store itself: {around}")
         what = "no such folder" if not store.exists() else f"not a store (no {ROOT} in it)"
         raise StoreError(f"{store}: {what}; make one with: featstore extract MANIFEST --store {store} --feature mimi")
     return refuse_version(read_json(root).get("attributes"), store)

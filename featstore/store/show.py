@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from featstore.store.reader import Store
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 part``, ``2 parts``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def counts(table: pa.Table) -> dict[str, Any]:
     """Utterances, hours, speakers (of turns too), recordings, and utterances by split, of a table of utterances."""
     speakers = set(table["speaker"].unique().to_pylist())
@@ -30,7 +35,7 @@ def as_text(store: Store) -> str:
     """A line for what is in it, and one for each feature."""
     return "\n".join(
         [
-            f"Store({store.address!r}): {_sentence(counts(store.utterances))}",
+            f"Store({store.address!r}): {sentence(counts(store.utterances))}",
             *map("  ".__add__, _features(store).values()),
         ]
     )
@@ -41,14 +46,19 @@ def as_html(store: Store) -> str:
     rows = "".join(
         f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in _features(store).items()
     )
-    return f"<b>{escape(store.address)}</b>: {escape(_sentence(counts(store.utterances)))}<table>{rows}</table>"
+    return f"<b>{escape(store.address)}</b>: {escape(sentence(counts(store.utterances)))}<table>{rows}</table>"
 
 
-def _sentence(found: Mapping[str, Any]) -> str:
+def sentence(found: Mapping[str, Any]) -> str:
+    """What `counts` found, in words."""
     splits = ", ".join(f"{name or '(no split)'} {count}" for name, count in found["splits"].items())
-    return (
-        f"{found['utterances']} utterances ({splits or 'none'}), {found['hours']:.2f} h, {found['speakers']} speakers, "
-        f"{found['recordings']} recordings"
+    return ", ".join(
+        [
+            f"{counted(found['utterances'], 'utterance')} ({splits or 'none'})",
+            f"{found['hours']:.2f} h",
+            counted(found["speakers"], "speaker"),
+            counted(found["recordings"], "recording"),
+        ]
     )
 
 
@@ -59,5 +69,7 @@ def _features(store: Store) -> dict[str, str]:
         weights = spec.warning or f"weights {spec.settings.get('weights', '?')}"
         there = sum(id in index.rows for id in store.ids)
         rate = f"{spec.dim}-d {spec.dtype} at {1 / spec.grid.step_s:g} Hz"
-        lines[name] = f"{name}: {rate}, {there} utterances; {spec.model}, {weights.removeprefix(f'{name}: ')}"
+        lines[name] = (
+            f"{name}: {rate}, {counted(there, 'utterance')}; {spec.model}, {weights.removeprefix(f'{name}: ')}"
+        )
     return lines

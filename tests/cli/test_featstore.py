@@ -110,7 +110,7 @@ def test_info_says_what_a_store_holds(tmp_path: Path) -> None:
     assert "3 utterances (train 1, test 1, (no split) 1), 2.01 h, 3 speakers, 2 recordings" in text
     assert "toy: 3-d float16 at 5 Hz, 3 utterances, 9 frames in 3 parts" in text
     assert "net, weights random:0 (sha256 abababababab)" in text and "UNTRAINED" in text
-    assert f"2 failure(s), listed in {store / 'failures.jsonl'}" in text
+    assert f"2 failures, listed in {store / 'failures.jsonl'}" in text
 
 
 def test_a_shard_is_its_own_share_of_the_batches(manifest: Path, tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_what_push_and_pull_tell(tmp_path: Path, replace_with) -> None:
         assert calls == [(arguments, {})] * 2
         calls.answer = Transfer(0, 5, 0, 0.1)
         assert run(command, *arguments).stdout == told[:6] + " 0 parts, 0.0 MB; 5 were there already\n"
+        calls.answer = Transfer(1, 0, 0, 0.1)
+        assert run(command, *arguments).stdout.startswith(told[:6] + " 1 part, ")
 
 
 def test_what_merge_and_import_tell(tmp_path: Path, replace_with) -> None:
@@ -329,7 +331,7 @@ def test_what_remove_tells(tmp_path: Path, replace_with) -> None:
     s = tmp_path / "s"
     told = run("remove", s, "a", "d", "--split", "dev", "--from", tmp_path / "ids.txt")
     assert told.stdout == (
-        f"{s}: 3 utterances (1.50 h) are no longer in it, 9 are; their frames (2.5 MB) stay on the disk until: "
+        f"{s}: 3 utterances (1.50 h) out of it, 9 left; their frames (2.5 MB) stay on the disk until: "
         f"featstore compact {s}\n"
     )
     run("remove", s, "--split", "dev")
@@ -366,18 +368,18 @@ def test_what_info_tells(tmp_path: Path, replace_with) -> None:
         "    net, weights demo (sha256 0123456789ab), fedc",
         "    warning: small ones",
         *(told[1].replace(" f:", " g:"), told[2]),
-        f"  8 change(s) by relabel or remove since; featstore compact {tmp_path / 's'} writes them into the parts",
-        f"  9 failure(s), listed in {tmp_path / 's' / 'failures.jsonl'}",
+        f"  8 changes by relabel or remove since; featstore compact {tmp_path / 's'} writes all into the parts",
+        f"  9 failures, listed in {tmp_path / 's' / 'failures.jsonl'}",
     ]
     assert json.loads(run("info", tmp_path / "s", "--json").stdout) == facts
 
 
 def test_info_counts_changes(tmp_path: Path) -> None:
     fill(tmp_path / "s")
-    assert "change(s)" not in run("info", tmp_path / "s").stdout
+    assert "changes by" not in run("info", tmp_path / "s").stdout
     for split in ("dev", "test"):
         relabel(tmp_path / "s", [Correction("u0", "here", {"split": split})])
-    assert "  2 change(s) by relabel" in run("info", tmp_path / "s").stdout
+    assert "  2 changes by relabel" in run("info", tmp_path / "s").stdout
 
 
 def test_what_verify_tells(tmp_path: Path, replace_with) -> None:

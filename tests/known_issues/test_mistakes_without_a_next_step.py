@@ -22,6 +22,12 @@ CASES = {
     "featstore extract table.csv --store new --feature mimi": ["not JSON", "make_manifest.py"],
     "featstore extract list.json --store new --feature mimi": ["expected a JSON object, found list", "README.md"],
     "featstore extract s --store speakers.jsonl --feature mimi": ["is a store, and no manifest; are the two swapped?"],
+    "featstore extract https://host/a/train.jsonl --store new --feature mimi": [
+        "https://host/a/train.jsonl: an address",
+        "download",
+    ],
+    "featstore info s/features.zarr": ["is inside of a store; name the store itself: ", "/s"],
+    "featstore info s/features.zarr/mimi": ["is inside of a store; name the store itself: ", "/s"],
     "featstore info speakers.jsonl": ["found a file; featstore extract MANIFEST --store STORE makes one"],
     "featstore extract ok.jsonl --store new --feature Mimi": ["did you mean mimi?"],
     "featstore import speakers.jsonl --store new": ["not an HDF5 file", "featstore export STORE FILE.h5 makes one"],

@@ -474,7 +474,9 @@ def test_audio_and_folders_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "store" / "features.zarr").mkdir(parents=True)
     with pytest.raises(ValueError, match="store: is a store, and no manifest; are the two swapped"):
         read_manifest(tmp_path / "store")
-    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "features.zarr").mkdir(
+        parents=True
+    )  # of an extraction of this folder into itself, gone on with
     sf.write(tmp_path / "one" / "a.b.wav", tone(0.1), 8000)
     for given in (tmp_path / "one", tmp_path / "one" / "a.b.wav"):
         (u,) = read_manifest(given)

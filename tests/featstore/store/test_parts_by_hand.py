@@ -295,17 +295,17 @@ def test_what_a_store_holds_in_numbers_and_in_a_notebook(tmp_path: Path) -> None
     assert repr(store.select(split=["dev", ""])) == (
         f"Store({str(tmp_path / 's')!r}): 2 utterances (dev 1, (no split) 1), 1.50 h, 3 speakers, 2 recordings\n"
         f"  mimi: 8-d float16 at 12.5 Hz, 2 utterances; test, {warned}\n"
-        f"  titanet: 4-d float16 at 12.5 Hz, 1 utterances; test, {warned}"
+        f"  titanet: 4-d float16 at 12.5 Hz, 1 utterance; test, {warned}"
     )
     assert (
         repr(store.select(split=[])).splitlines()[0].endswith(": 0 utterances (none), 0.00 h, 0 speakers, 0 recordings")
     )
     html = store.select(split="dev")._repr_html_()
     assert html.startswith(
-        f"<b>{tmp_path / 's'}</b>: 1 utterances (dev 1), 0.50 h, 2 speakers, 1 recordings<table><tr><td>mimi<"
+        f"<b>{tmp_path / 's'}</b>: 1 utterance (dev 1), 0.50 h, 2 speakers, 1 recording<table><tr><td>mimi<"
     )
     assert (
-        f"<tr><td>titanet</td><td>titanet: 4-d float16 at 12.5 Hz, 1 utterances; test, {warned}</td></tr></table>"
+        f"<tr><td>titanet</td><td>titanet: 4-d float16 at 12.5 Hz, 1 utterance; test, {warned}</td></tr></table>"
         in html
     )
     with featstore.writer(tmp_path / "t", replace(spec(), model="<i>", settings={})) as out:
