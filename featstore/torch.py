@@ -19,7 +19,6 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 import featstore
-from featstore.store.address import as_url
 from featstore.store.layout import StoreError
 from featstore.store.reader import Store
 from featstore.types import Frames
@@ -115,12 +114,18 @@ class Crops(Dataset[dict[str, Any]]):
         return self._made(drawn, self._read(drawn))
 
     def __getitems__(self, items: Sequence[int]) -> list[dict[str, Any]]:
-        """A batch, which a DataLoader asks for at once: with a line in between, several requests are under way."""
+        """A batch, which a DataLoader asks for at once: with a line in between, several requests are under way.
+
+        What is at hand is read here and first, before what comes may take its place: a thread costs more than such a crop.
+        """
         drawn = [self._draw(item) for item in items]
-        if as_url(self._address) is None:
-            return [self._made(crop, self._read(crop)) for crop in drawn]
-        with ThreadPoolExecutor(AT_ONCE) as pool:  # which only wait: torch in a new thread starts threads of its own
-            return [self._made(*both) for both in zip(drawn, pool.map(self._read, drawn), strict=True)]
+        found = {n: self._read(crop) for n, crop in enumerate(drawn) if self._at_hand(crop)}
+        if far := [n for n in range(len(drawn)) if n not in found]:
+            with ThreadPoolExecutor(
+                AT_ONCE
+            ) as pool:  # which only wait: torch in a new thread starts threads of its own
+                found |= zip(far, pool.map(lambda n: self._read(drawn[n]), far), strict=True)
+        return [self._made(crop, found[n]) for n, crop in enumerate(drawn)]
 
     def _draw(self, item: int) -> tuple[int, int, int]:
         """Which utterance, by its row, and from which frame to which."""
@@ -138,6 +143,10 @@ class Crops(Dataset[dict[str, Any]]):
     def _read(self, drawn: tuple[int, int, int]) -> list[Frames]:
         row, start, stop = drawn
         return [self._open().frames(name, self._ids[row], start, stop) for name in self.features]
+
+    def _at_hand(self, drawn: tuple[int, int, int]) -> bool:
+        row, start, stop = drawn
+        return all(self._open().at_hand(name, self._ids[row], start, stop) for name in self.features)
 
     def _made(self, drawn: tuple[int, int, int], frames: list[Frames]) -> dict[str, Any]:
         row, start, stop = drawn

@@ -46,10 +46,10 @@ class Blocks:
         path: str,
         start: int,
         stop: int,
-        block_bytes: int = BLOCK_BYTES,
+        block_bytes: int = 0,
         check: Callable[[bytes], None] = lambda data: None,
     ) -> memoryview:
-        """Bytes ``start:stop`` of a file; every block passes `check` when it comes.
+        """Bytes ``start:stop`` of a file, in blocks of `block_bytes` (0: of `BLOCK_BYTES`), each of which passes `check` when it comes.
 
         Threads that want the same block wait for one request.
         """
@@ -61,6 +61,7 @@ class Blocks:
                 f"{self.remote.url}: opened before this process was forked; open it in the process itself; a "
                 "DataLoader's workers: multiprocessing_context='spawn'"
             )
+        block_bytes = block_bytes or BLOCK_BYTES
         numbers = range(start // block_bytes, -(-stop // block_bytes))
         pieces: dict[int, bytes] = {}
         mine: list[int] = []
@@ -79,9 +80,13 @@ class Blocks:
         if mine:
             pieces |= self._fetch(path, mine, size, block_bytes, check)
         pieces |= {n: future.result() for n, future in others.items()}
-        first = numbers.start * block_bytes
-        whole = pieces[numbers.start] if len(numbers) == 1 else b"".join(pieces[n] for n in numbers)
-        return memoryview(whole)[start - first : stop - first]
+        views = [memoryview(pieces[n])[max(start - n * block_bytes, 0) : stop - n * block_bytes] for n in numbers]
+        return views[0] if len(views) == 1 else memoryview(b"".join(views))
+
+    def hold(self, path: str, start: int, stop: int, block_bytes: int = 0) -> bool:
+        """Whether `read` has all of these bytes here already."""
+        size = block_bytes or BLOCK_BYTES
+        return all((path, n) in self._blocks for n in range(start // size, -(-stop // size)))
 
     def _fetch(
         self, path: str, numbers: list[int], size: int, block_bytes: int, check: Callable[[bytes], None]

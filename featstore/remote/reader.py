@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -101,23 +102,41 @@ class RemotePart(Part):
     def rows(self, start: int, stop: int) -> Frames:
         """See `Part.rows`."""
         kind = np.dtype(self._spec.dtype).newbyteorder("<")
-        row_bytes = self._spec.dim * kind.itemsize
         if stop <= start:
             return np.empty((0, self._spec.dim), dtype=kind)
         if not self._chunk_rows:
             self._chunk_rows = self._read_chunk_rows("frames", self.num_frames)
-        size, pieces = self._chunk_rows, []
-        for i in range(start // size, -(-stop // size)):
-            begin, end = max(start - i * size, 0), min(stop - i * size, size)
-            path = f"{self._remote_folder}/{layout.chunk('frames', i)}"
-            whole = self._size(path, size * row_bytes + layout.CRC_BYTES)
-            span = begin * row_bytes, end * row_bytes
+        pieces = []
+        for path, begin, end in self._spans(start, stop):
+            self._size(path, self._chunk_bytes)
             if self._verify:
-                pieces.append(self._blocks.read(path, *span, block_bytes=whole, check=partial(self._check, path)))
+                pieces.append(self._blocks.read(path, begin, end, self._chunk_bytes, partial(self._check, path)))
             else:
-                pieces.append(self._blocks.read(path, *span))
+                pieces.append(self._blocks.read(path, begin, end))
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return np.frombuffer(data, dtype=kind).reshape(stop - start, self._spec.dim)
+
+    def at_hand(self, start: int, stop: int) -> bool:
+        """See `Part.at_hand`."""
+        if not self._chunk_rows:
+            return stop <= start
+        block_bytes = self._chunk_bytes if self._verify else 0
+        return all(self._blocks.hold(*span, block_bytes) for span in self._spans(start, stop))
+
+    @property
+    def _row_bytes(self) -> int:
+        return self._spec.dim * np.dtype(self._spec.dtype).itemsize
+
+    @property
+    def _chunk_bytes(self) -> int:
+        return self._chunk_rows * self._row_bytes + layout.CRC_BYTES
+
+    def _spans(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
+        """The chunk files that hold these rows, and which bytes of each."""
+        size, row_bytes = self._chunk_rows, self._row_bytes
+        for i in range(start // size, -(-stop // size)):
+            path = f"{self._remote_folder}/{layout.chunk('frames', i)}"
+            yield path, max(start - i * size, 0) * row_bytes, min(stop - i * size, size) * row_bytes
 
     def _size(self, path: str, expected: int) -> int:
         """Bytes of a chunk, which must be those of its rows before any are fetched."""

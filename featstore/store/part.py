@@ -48,6 +48,10 @@ class Part:
         ]
         return np.concatenate(pieces)
 
+    def at_hand(self, start: int, stop: int) -> bool:
+        """Whether `rows` gives these frames without asking a server."""
+        return True
+
     def _chunk(self, i: int) -> Frames:
         if i * self._chunk_rows >= self.num_frames:  # only an empty crop at the very end asks for this
             return np.empty((0, self._spec.dim), dtype=self._spec.dtype)

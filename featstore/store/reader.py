@@ -186,6 +186,21 @@ class Store:
         KeyError : no such feature or utterance.
         StoreError : a chunk is missing, of the wrong size or (with ``verify=True``) damaged. Never zeros instead.
         """
+        part, start, stop = self._rows_of(feature, id, start, stop)
+        return part.rows(start, stop)
+
+    def at_hand(self, feature: str, id: str, start: int = 0, stop: int | None = None) -> bool:
+        """Whether `frames` would give these without asking a server: of a store in a folder always.
+
+        Raises
+        ------
+        KeyError : no such feature or utterance.
+        """
+        part, start, stop = self._rows_of(feature, id, start, stop)
+        return part.at_hand(start, stop)
+
+    def _rows_of(self, feature: str, id: str, start: int, stop: int | None) -> tuple[Part, int, int]:
+        """The part that holds these frames, and where in it."""
         index = self._indexes.get(feature) or self.index(feature)
         row = index.rows.get(id)
         if row is None:
@@ -196,8 +211,7 @@ class Store:
         else:
             stop = num
         first = int(index.first[row])
-        part: Part = index.parts[index.part[row]]
-        return part.rows(first + start, first + max(start, stop))
+        return index.parts[index.part[row]], first + start, first + max(start, stop)
 
     def codebooks(self, feature: str) -> Codebooks:
         """What makes vectors of a feature of codes: ``codebooks(f).table[k, code]``, summed over the k books.

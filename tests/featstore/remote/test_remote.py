@@ -564,7 +564,6 @@ def test_crops_are_fetched_once_and_kept_within_the_limit(
     transfer.push(source, bucket)
     near = featstore.open(source)
     monkeypatch.setattr(far_blocks, "BLOCK_BYTES", 512)
-    monkeypatch.setattr(far_blocks.Blocks.read, "__defaults__", (512, lambda data: None))
     far = featstore.open(bucket, cache_bytes=4096)
     fetched: list[int] = []
     ranges = client.Remote.ranges
@@ -590,7 +589,7 @@ def test_crops_are_fetched_once_and_kept_within_the_limit(
 
 def test_crops_of_a_batch_are_fetched_side_by_side(source: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     transfer.push(source, bucket)
-    monkeypatch.setattr(far_blocks.Blocks.read, "__defaults__", (512, lambda data: None))
+    monkeypatch.setattr(far_blocks, "BLOCK_BYTES", 512)
     near, far = (Crops(featstore.open(at), NAMES, 8, random=False) for at in (source, bucket))
     items = random.Random(0).sample(range(len(near)), 32)
     for name in NAMES:
@@ -608,6 +607,30 @@ def test_crops_of_a_batch_are_fetched_side_by_side(source: Path, bucket: str, mo
         assert all(found[k] == expected[k] for k in ("id", "speaker", "start", "frames"))
         assert all(torch.equal(found[name], expected[name]) for name in NAMES)
     assert not next(first_two, "")
+    # What is at hand is read without a thread, and a crop over the border of two blocks is whole.
+    monkeypatch.setattr("featstore.torch.ThreadPoolExecutor", None)
+    again = far.__getitems__(items)
+    assert all(
+        torch.equal(a[name], b[name]) for a, b in zip(again, near.__getitems__(items), strict=True) for name in NAMES
+    )
+
+
+def test_what_is_at_hand(source: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of four of its frames; of frames that are checked, whole chunks."""
+    transfer.push(source, bucket)
+    name, id = NAMES[0], featstore.open(source).ids[3]
+    assert featstore.open(source).at_hand(name, id)
+    spec = featstore.open(source).features[name]
+    monkeypatch.setattr(far_blocks, "BLOCK_BYTES", 4 * spec.dim * np.dtype(spec.dtype).itemsize)
+    for checked in (False, True):
+        far = featstore.open(bucket, verify=checked)
+        first = int(far.index(name).first[far.index(name).row(id)])
+        assert not far.at_hand(name, id, 0, 1) and far.at_hand(name, id, 2, 2)
+        far.frames(name, id, 0, 1)
+        left = 4 - first % 4
+        assert far.at_hand(name, id, 0, left) and far.at_hand(name, id, 0, left + 1) == checked
+        far.frames(name, id)
+        assert far.at_hand(name, id)
 
 
 @pytest.mark.slow
