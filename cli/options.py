@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -16,7 +16,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"]}
 class _Commands(TyperGroup):
     """Refuses what a shell makes of a variable that is not set: an empty path would be the folder one happens to be in."""
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = args[: args.index("--")] if "--" in args else args
         for before, word in zip(["", *own], own, strict=False):
             if (not word and before != "--split") or _EMPTY.fullmatch(word):
