@@ -106,7 +106,7 @@ def blocks_of(config: FrozenConfig, step_s: float) -> int:
 
 
 class CachedSource:
-    """Crops, each with a cache of what came before it; those that have no `begin` without. See `Source`."""
+    """Crops, each with a cache of what came before it; of those that have no `begin` it is empty. See `Source`."""
 
     def __init__(self, frames: FrameSource, config: FrozenConfig, size: int, device: torch.device) -> None:
         self.frames, self.length, self.size, self.device = frames, frames.length, size, device
@@ -118,10 +118,7 @@ class CachedSource:
         return self.frames.resident
 
     def batch(self, crops: Sequence[Crop]) -> Batch:
-        """Read one batch; a crop without a `begin` is heard alone, and so are all in its batch."""
-        batch = self.frames.batch(crops)
-        if any(crop.begin is None for crop in crops):
-            return batch
+        """Read one batch."""
         examples = [example(crop, self.length, self.speakers, self.size, self.block) for crop in crops]
         frames = torch.zeros(len(crops), self.size, self.frames.dim, device=self.device)
         told = np.zeros((len(crops), self.size, self.speakers), np.float32)
@@ -130,8 +127,8 @@ class CachedSource:
             count = len(each.blocks)
             frames[row, :count] = self.frames.blocks(crop.session.id, each.blocks, self.block)
             told[row, :count], real[row, :count] = each.told, True
-        batch.labels = torch.from_numpy(np.stack([each.labels for each in examples])).to(self.device)
-        batch.dropped = sum(each.dropped for each in examples)
+        labels = np.stack([each.labels for each in examples])
+        batch = self.frames.batch(crops, made=(labels, sum(each.dropped for each in examples)))
         batch.earlier = Earlier(frames, *(torch.from_numpy(made).to(self.device) for made in (told, real)))
         return batch
 

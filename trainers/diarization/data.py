@@ -94,10 +94,7 @@ class CropSampler:
 
 
 def _weight(id: str, sampling: dict[str, float]) -> float:
-    for pattern, weight in sampling.items():
-        if fnmatchcase(id, pattern):
-            return weight
-    return 1.0
+    return next((weight for pattern, weight in sampling.items() if fnmatchcase(id, pattern)), 1.0)
 
 
 def windows(sessions: Sequence[Session], length: int, *, cache: bool = False) -> list[Crop]:
@@ -171,17 +168,23 @@ class Batch:
     earlier: Earlier | None = None
 
 
-def label_batch(
-    crops: Sequence[Crop], length: int, speakers: int, *, resort: bool
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_], int]:
-    """Labels (batch, length, speakers) and mask (batch, length) of crops; and the frames dropped, see `rasterise`."""
+#: (batch, length, speakers) uint8, and the frames dropped, see `rasterise`.
+Labels = tuple[NDArray[np.uint8], int]
+
+
+def label_batch(crops: Sequence[Crop], length: int, speakers: int, *, resort: bool) -> Labels:
+    """Labels of crops."""
     labels = np.empty((len(crops), length, speakers), np.uint8)
     dropped = 0
     for row, crop in enumerate(crops):
         labels[row], _, lost = rasterise(crop, length, speakers, resort=resort)
         dropped += lost
-    frames = np.array([crop.session.num_frames - crop.start for crop in crops])
-    return labels, np.arange(length) < frames[:, None], dropped
+    return labels, dropped
+
+
+def real_frames(crops: Sequence[Crop], length: int) -> NDArray[np.bool_]:
+    """Which frames of crops are of their sessions, (batch, length)."""
+    return np.arange(length) < np.array([crop.session.num_frames - crop.start for crop in crops])[:, None]
 
 
 def prefetched(crops: Sequence[Crop], size: int, read: Callable[[Sequence[Crop], int], Batch]) -> Iterator[Batch]:
@@ -269,9 +272,10 @@ class FrameSource:
         means = [frames.mean(1, dtype=np.float32) for frames in read]
         return torch.from_numpy(np.concatenate(means, 1)).to(self._device)
 
-    def batch(self, crops: Sequence[Crop], buffer: NDArray | None = None) -> Batch:
-        """Read one batch; `buffer` (batch or more, length, dim) is used instead of new memory."""
-        labels, real, dropped = label_batch(crops, self.length, self.speakers, resort=self.resort)
+    def batch(self, crops: Sequence[Crop], buffer: NDArray | None = None, made: Labels | None = None) -> Batch:
+        """Read one batch into `buffer` (batch or more, length, dim), or new memory, with the labels `made`, or new ones."""
+        labels, dropped = made or label_batch(crops, self.length, self.speakers, resort=self.resort)
+        real = real_frames(crops, self.length)
         mask = torch.from_numpy(real).to(self._device)
         if self._table is not None and all(crop.session.id in self._offsets for crop in crops):
             first = torch.tensor([self._offsets[crop.session.id] + crop.start for crop in crops])

@@ -19,7 +19,7 @@ from featstore import Store
 from featstore.corpora import audio
 from trainers.config import ConfigError
 from trainers.diarization.config import UnfreezeConfig
-from trainers.diarization.data import Batch, Crop, label_batch, prefetched
+from trainers.diarization.data import Batch, Crop, label_batch, prefetched, real_frames
 from trainers.diarization.models import Adapter
 
 _READERS = 4
@@ -155,7 +155,8 @@ class AudioSource:
         of such crops."""
         context = min(self._context, max(crop.start for crop in crops))
         waves = np.stack(list(self._readers.map(lambda crop: self.read(crop, context), crops)))
-        labels, real, dropped = label_batch(crops, self.length, self.speakers, resort=self.resort)
+        labels, dropped = label_batch(crops, self.length, self.speakers, resort=self.resort)
+        real = real_frames(crops, self.length)
         return Batch(
             torch.from_numpy(waves).to(self._device),
             torch.from_numpy(labels).to(self._device),

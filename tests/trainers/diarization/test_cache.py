@@ -16,13 +16,14 @@ from tests.sessions import make_store
 from trainers.cascade.clusters import unit
 from trainers.cascade.inputs import read
 from trainers.config import ConfigError, FitConfig
+from trainers.diarization import data
 from trainers.diarization.cache import CachedSource, blocks_of, example, pick
 from trainers.diarization.data import Crop, CropSampler, FrameSource, windows
 from trainers.diarization.evaluate import run_model
 from trainers.diarization.fit import fit_diarizer
 from trainers.diarization.follow import Follower, Following, follow, following_of
 from trainers.diarization.losses import assignment_costs, cost_matrix, hybrid_loss
-from trainers.diarization.models import Adapter, Earlier, Recall
+from trainers.diarization.models import Adapter, Earlier, Recall, adapter_sizes
 from trainers.diarization.sessions import load_sessions
 from trainers.diarization.whole import load_head
 from trainers.runs import Run, RunError
@@ -142,8 +143,30 @@ def test_batches_tell_what_the_store_holds_of_earlier_blocks(store, resident):
     np.testing.assert_array_equal(batch.earlier.told[0, : len(blocks)], told)
     assert batch.earlier.mask.sum(1).tolist() == [len(blocks), 0]
     assert batch.earlier.known[0].tolist() == (told > 0.5).any(0).tolist() and not batch.earlier.known[1].any()
-    assert source.batch([Crop(sessions.train[0], 0)]).earlier is None
+
+
+def test_a_window_alone_is_one_whose_cache_is_empty(store):
+    """So single windows are measured as training begins recordings."""
+    made = config("token_frames=4")
+    sessions = load_sessions(store, made)
+    source = CachedSource(FrameSource(store, made, 50, CPU), made, blocks_of(made, 0.08), CPU)
+    crops = windows(sessions.dev, 50)
     assert {c.begin for c in windows(sessions.dev, 50, cache=True)} == {0}
+    batch, plain = source.batch(crops), source.frames.batch(crops)
+    assert not batch.earlier.mask.any() and batch.earlier.mask.shape[1] == 10
+    for name in ("inputs", "labels", "mask"):
+        torch.testing.assert_close(getattr(batch, name), getattr(plain, name))
+    assert batch.dropped == plain.dropped
+    torch.manual_seed(0)
+    head = Adapter(DIM, **adapter_sizes(made)).eval()
+    torch.testing.assert_close(head(batch.inputs, batch.mask, batch.earlier), head(batch.inputs, batch.mask))
+
+
+def test_labels_of_a_batch_are_made_once(store, monkeypatch):
+    made = config("token_frames=4")
+    source = CachedSource(FrameSource(store, made, 50, CPU), made, blocks_of(made, 0.08), CPU)
+    monkeypatch.setattr(data, "label_batch", lambda *args, **more: pytest.fail("made, to be thrown away"))
+    source.batch([Crop(load_sessions(store, made).train[0], 200, 0)])
 
 
 # ---- loss and model
