@@ -24,7 +24,8 @@ from trainers.diarization.sessions import Session
 
 # ---- which crops
 
-_BEGINS = (0.3, 0.3, 0.4)  # how often a crop's recording begins at its own start, anywhere, with the window
+_BEGINS = (0.25, 0.25, 0.5)  # how often a crop's recording begins at its own start, anywhere, with the window
+_SHORT = 0.2  # how often a window with which a recording begins is cut short
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class CropSampler:
         begins = 0, int(rng.integers(crop.start + 1)), crop.start
         begin = begins[int(rng.choice(3, p=_BEGINS))]
         session = crop.session
-        if begin == crop.start and rng.random() < 0.5:  # nothing before: it may have lasted less than a window, too
+        if begin == crop.start and rng.random() < _SHORT:  # nothing before: it may have lasted less than a window, too
             upto = min(session.num_frames, crop.start + int(rng.integers(1, self.length + 1)))
             session = replace(session, num_frames=upto)
         return Crop(session, crop.start, begin, int(rng.integers(2**32)))
@@ -98,9 +99,9 @@ def _weight(id: str, sampling: dict[str, float]) -> float:
 
 
 def windows(sessions: Sequence[Session], length: int, *, cache: bool = False) -> list[Crop]:
-    """Consecutive crops that cover every session; the last of each is shorter. With a `cache`, of all that came before."""
-    begin = 0 if cache else None
-    return [Crop(s, start, begin) for s in sessions for start in range(0, s.num_frames, length)]
+    """Consecutive crops that cover every session; the last of each is shorter. With a `cache`, told of all before, and alone."""
+    ways = (0, None) if cache else (None,)
+    return [Crop(s, start, begin) for begin in ways for s in sessions for start in range(0, s.num_frames, length)]
 
 
 # ---- labels

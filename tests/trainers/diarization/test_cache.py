@@ -146,12 +146,14 @@ def test_batches_tell_what_the_store_holds_of_earlier_blocks(store, resident):
 
 
 def test_a_window_alone_is_one_whose_cache_is_empty(store):
-    """So single windows are measured as training begins recordings."""
+    """So single windows are measured as training begins recordings; dev looks at both."""
     made = config("token_frames=4")
     sessions = load_sessions(store, made)
     source = CachedSource(FrameSource(store, made, 50, CPU), made, blocks_of(made, 0.08), CPU)
     crops = windows(sessions.dev, 50)
-    assert {c.begin for c in windows(sessions.dev, 50, cache=True)} == {0}
+    both = windows(sessions.dev, 50, cache=True)
+    assert [(c.session, c.start) for c in both] == [(c.session, c.start) for c in crops] * 2
+    assert [c.begin for c in both] == [0] * len(crops) + [None] * len(crops)
     batch, plain = source.batch(crops), source.frames.batch(crops)
     assert not batch.earlier.mask.any() and batch.earlier.mask.shape[1] == 10
     for name in ("inputs", "labels", "mask"):
