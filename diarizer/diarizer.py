@@ -181,7 +181,7 @@ class Diarizer:
             "seconds": round(seconds, 3),
             "speed": round(duration_s / seconds, 1),
         }
-        more = {"warnings": self.warnings, "facts": facts, "energy": frames.energy}
+        more = {"warnings": (*self.warnings, *told.notes), "facts": facts, "energy": frames.energy}
         return Answer.of(told, recording, duration_s, names, **more)
 
 

@@ -34,12 +34,14 @@ class Told(NamedTuple):
     sure : (answers, voices) 0 to 1, how sure each of these is.
     voices : (voices, dim) of length 1: what each sounds like.
     grid : where answers lie in time.
+    notes : what must stand beside the answer.
     """
 
     active: NDArray[np.bool_]
     sure: NDArray[np.float32]
     voices: NDArray[np.float32]
     grid: FrameGrid
+    notes: tuple[str, ...] = ()
 
 
 class Head(Protocol):
@@ -129,7 +131,7 @@ class StitchedHead:
 
 
 class FollowedHead:
-    """Adapter and fusion with a cache: a channel is a voice throughout. How many there are, where that is given: stitched."""
+    """Adapter and fusion with a cache: a channel is a voice throughout. Where others are asked for than it hears: stitched."""
 
     def __init__(self, head: WholeHead, how: Following) -> None:
         self.head, self.how = head, how
@@ -138,10 +140,15 @@ class FollowedHead:
 
     def tell(self, frames: Frames, limits: Limits) -> Told:
         """See `Head.tell`."""
-        if limits != ANY:
-            return self.stitched.tell(frames, limits)
         active, activity = self._follow(frames)
-        return Told(active, activity, unit(self._sounds(frames, active)), self.head.grid)
+        count, channels = active.shape[1], self.head.config.speakers
+        if limits == ANY or limits.least <= count <= (limits.most or channels):
+            return Told(active, activity, unit(self._sounds(frames, active)), self.head.grid)
+        note = (
+            f"this run follows {channels} speakers at most and heard {count}: for as many as were asked for, windows were "
+            "put together by how their voices sound, which tells people apart less well"
+        )
+        return self.stitched.tell(frames, limits)._replace(notes=(note,))
 
     def voices(self, frames: Frames) -> tuple[NDArray[np.float32], NDArray[np.float64], float]:
         """See `Head.voices`."""

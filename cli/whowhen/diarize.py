@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.errors import going_on_later, user_errors
+from cli.errors import going_on_later, user_errors, warn
 from cli.whowhen.options import DeviceOption, EnrolOption, RunOption, WeightsOption, opened
 
 if TYPE_CHECKING:
@@ -103,6 +103,9 @@ def _show(outcome: Outcome, made: Diarizer, out: Path, as_json: bool) -> None:
             people = ", ".join(f"{s['name']} {s['share']:.0%}" for s in told["speakers"]) or "nobody speaks"
             there = " (there already)" if name in outcome.there else ""
             print(f"{out / name}.html: {counted(len(told['speakers']), 'speaker')}: {people}{there}")
+            for warning in told["warnings"]:
+                if warning not in made.warnings:  # which were told at the start
+                    warn(f"{name}: {warning}")
         if outcome.audio_s:
             print(f"{outcome.audio_s:.0f} s of audio in {outcome.seconds:.1f} s, {outcome.speed:.1f} × real time")
     for name, why in outcome.failed.items():

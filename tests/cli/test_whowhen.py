@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from cli.evaluation import app as evaluation
 from cli.whowhen import app
 from diarizer import jobs
+from diarizer.heads import CascadeHead
 from diarizer.inputs import recordings_of
 from evaluation.rttm import read_rttm
 from featstore import Turn
@@ -172,6 +173,15 @@ def test_options_reach_the_answer_and_warnings_are_told(folder, tone_run):
     assert "fake: UNTRAINED weights" in Path("o2/a.html").read_text()
     seconds = told["recordings"][0]["seconds"]
     assert told["speed"] <= 9.5 / seconds + 0.01 and told["run"] == "other"
+
+
+def test_what_is_to_be_said_of_one_recording_is_said_of_it(folder, tone_run, monkeypatch):
+    tell = CascadeHead.tell
+    monkeypatch.setattr(CascadeHead, "tell", lambda *given: tell(*given)._replace(notes=("not as asked",)))
+    meeting(folder / "a.wav")
+    done = run("a.wav", "--run", tone_run)
+    assert "warning: a: not as asked\n" in done.stderr and done.stderr.count("not as asked") == 1
+    assert json.loads(Path("whowhen-out/a.json").read_text())["warnings"][-1] == "not as asked"
 
 
 def test_features_of_a_store(folder, tone_run, tone_store):

@@ -87,11 +87,24 @@ def test_it_goes_on_elsewhere():
     np.testing.assert_array_equal(told(made[1], frames)[0], head().tell(Held(frames), ANY).active)
 
 
-def test_how_many_speak_is_a_matter_of_stitching():
-    """Channels are as many as they are; where a number is given, voices are clustered."""
-    frames = spoken(*TURNS)
-    assert head().tell(Held(frames), Limits(2, 2)).active.shape[1] == 2
-    assert head().tell(Held(frames), ANY).active.shape[1] == 4
+def test_other_numbers_than_it_follows_are_a_matter_of_stitching():
+    """Channels are as many as they are: who asks for what they say gets it, else voices are clustered, and it is told."""
+    frames = Held(spoken(*TURNS))
+    followed = head().tell(frames, ANY)
+    assert followed.active.shape[1] == 4 and followed.notes == ()
+    for limits in (Limits(4, 4), Limits(2, None), Limits(1, 9)):
+        same = head().tell(frames, limits)
+        np.testing.assert_array_equal(same.active, followed.active)
+        np.testing.assert_array_equal(same.sure, followed.sure)
+        assert same.notes == ()
+    for limits in (Limits(2, 2), Limits(5, 5), Limits(1, 3)):
+        (note,) = head().tell(frames, limits).notes
+        assert note.startswith(
+            "this run follows 4 speakers at most and heard 4: for as many as were asked for, windows"
+        )
+    assert head().tell(frames, Limits(2, 2)).active.shape[1] == 2
+    silent = head().tell(Held(np.zeros((60, DIM), np.float32)), ANY)
+    assert silent.active.shape[1] == 0 and silent.notes == ()
 
 
 def test_a_voice_alone_can_be_enrolled():
