@@ -6,7 +6,7 @@ Whole recordings and live streams are gone through alike; only the steps differ,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,9 @@ from trainers.runs import Run, RunError
 #: What was said of a frame so long ago goes into the cache; windows may still change what comes after.
 _DELAY_S = 4.0
 _LEAST = 2  # blocks of a new voice
-_OVERLAPS = 4  # windows of a whole recording begin so many times in the length of one
+#: Windows of a whole recording begin so many times in the length of one, and the cache takes as much at once, however short
+#: the steps are: a newcomer's first blocks alone would be taken for whoever sounds most like them.
+_OVERLAPS = 4
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Following:
     ----------
     who : feature whose frames say which blocks are one voice.
     apart : cosine distance at which groups of blocks are two voices.
+    said : what the channels that blocks are on count there, beside 1 for how they sound.
     threshold, median : of activities, as in `evaluation.frames.decode`.
     """
 
@@ -46,6 +49,7 @@ class Following:
     apart: float = 0.5
     threshold: float = 0.5
     median: int = 5
+    said: float = 0.0  # of runs that were made before there was such a thing
 
 
 class Follower:
@@ -58,7 +62,7 @@ class Follower:
     Parameters
     ----------
     sound : what frames (n, dim) as a store has them sound like, (n, m) of length 1.
-    apart : see `Following`.
+    apart, said : see `Following`.
 
     Attributes
     ----------
@@ -75,11 +79,14 @@ class Follower:
         device: torch.device,
         sound: Callable[[NDArray[np.float32]], NDArray[np.float32]],
         apart: float,
+        said: float,
     ) -> None:
-        self.model, self.config, self.device, self.sound, self.apart = model, config, device, sound, apart
+        self.model, self.config, self.device, self.sound = model, config, device, sound
+        self.apart, self.said = apart, said
         self.length = max(1, round(config.crop_s / grid.step_s))
         self.size, self.block = blocks_of(config, grid.step_s), config.token_frames
         self.delay = min(round(_DELAY_S / grid.step_s), self.length // 2)
+        self.step = max(1, self.length // _OVERLAPS)
         self.reset()
 
     def reset(self) -> None:
@@ -109,7 +116,7 @@ class Follower:
         self.total += weight * found
         self.weight += weight
         self.heard = heard
-        if self.learns:
+        if self.learns and heard - self.delay - self.learned >= self.step:
             self._learn(read, heard - self.delay)
         return left
 
@@ -153,9 +160,11 @@ class Follower:
 
     def _regrouped(self, frames: NDArray[np.float32], told: NDArray[np.float32]) -> NDArray[np.float32]:
         """What is told of blocks (blocks, channels): those that sound alike are one voice, which has one channel."""
-        vectors = self.sound(frames)
-        (labels,) = groupings(Pieces(vectors, np.ones(len(vectors))), "average", (self.apart,)).values()
-        groups, channels = int(labels.max()) + 1, told.shape[1]
+        vectors, channels = self.sound(frames), told.shape[1]
+        said = np.sqrt(self.said) * np.eye(channels)[told.argmax(1)]
+        both = unit(np.concatenate([vectors, said], 1)).astype(np.float32)
+        (labels,) = groupings(Pieces(both, np.ones(len(vectors))), "average", (self.apart,)).values()
+        groups = int(labels.max()) + 1
         shared = np.zeros((groups, channels))
         np.add.at(shared, (labels, told.argmax(1)), told.max(1))
         of = np.full(groups, -1)
@@ -189,18 +198,19 @@ class Follower:
 
 
 def follow(follower: Follower, read: Read, num_frames: int) -> NDArray[np.float32]:
-    """What a head says of a whole recording, (frames, channels).
+    """What a head says of a whole recording, (frames, channels): what it says the second time, see `passes`."""
+    return passes(follower, read, num_frames)[1]
 
-    It is gone through twice: first for its voices, then, with what the cache holds in the end, for who speaks when.
-    """
+
+def passes(follower: Follower, read: Read, num_frames: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What a head says when it goes through a recording for its voices, and then again, for who speaks when, with the cache
+    of its end; both (frames, channels)."""
     follower.reset()
-    step = max(1, follower.length // _OVERLAPS)
-    ends = [*range(min(follower.length, num_frames), num_frames, step), num_frames]
-    for end in ends:
-        follower.hear(read, end)
+    ends = [*range(min(follower.length, num_frames), num_frames, follower.step), num_frames]
+    once = [*(follower.hear(read, end) for end in ends), follower.activity]
     follower.again(read)
-    said = [follower.hear(read, end) for end in ends]
-    return np.concatenate([*said, follower.activity])
+    twice = [*(follower.hear(read, end) for end in ends), follower.activity]
+    return np.concatenate(once), np.concatenate(twice)
 
 
 def alone_sums(active: NDArray[np.bool_], frames: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -218,6 +228,7 @@ def following_of(run: Run[Any]) -> Following:
     """
     try:
         chosen = run.read_json(RESULT)["following"]
-        return Following(*(chosen[name] for name in ("who", "apart", "threshold", "median")))
+        found = Following(*(chosen[name] for name in ("who", "apart", "threshold", "median")))
+        return replace(found, said=chosen.get("said", found.said))
     except (OSError, KeyError, ValueError):
         raise RunError(f"{run.path}: its {RESULT} does not say how voices are told apart; finish it first") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from tests.sessions import make_store
 from trainers.cascade.clusters import unit
 from trainers.cascade.inputs import read
 from trainers.config import ConfigError, FitConfig
-from trainers.diarization import data
+from trainers.diarization import data, whole
 from trainers.diarization.cache import CachedSource, blocks_of, example, pick
 from trainers.diarization.data import Crop, CropSampler, FrameSource, windows
 from trainers.diarization.evaluate import run_model
@@ -246,7 +247,7 @@ def spoken(*turns):
 
 
 def follower():
-    return Follower(Knows(), config("token_frames=4"), MIMI_GRID, CPU, unit, 0.5)
+    return Follower(Knows(), config("token_frames=4"), MIMI_GRID, CPU, unit, 0.5, 0.25)
 
 
 def test_who_comes_back_after_long_absence_has_his_channel():
@@ -285,6 +286,64 @@ def test_a_voice_that_the_head_took_for_another_has_a_channel_of_its_own_in_the_
     assert (follow(made, lambda names, a, b: frames[a:b], 240) > 0.5)[:, 1:].sum() == 0
 
 
+@pytest.mark.parametrize(("said", "cosine", "voices"), [(0.25, 0.4, 1), (0.0, 0.4, 2), (0.25, 0.3, 2)])
+def test_blocks_on_one_channel_are_one_voice_a_little_further_apart(said, cosine, voices):
+    """Distance 0.5 is 0.625 for blocks that were said to be of one channel, where channels count 0.25."""
+    assert len(_of_two(said, cosine, (0, 0))) == voices
+
+
+@pytest.mark.parametrize(("said", "cosine", "voices"), [(0.25, 0.6, 2), (0.0, 0.6, 1), (0.25, 0.7, 1), (1.0, 0.99, 2)])
+def test_blocks_on_two_channels_are_one_voice_only_if_they_are_nearer(said, cosine, voices):
+    assert len(_of_two(said, cosine, (0, 1))) == voices
+
+
+def _of_two(said, cosine, channels):
+    """Channels on which two sounds stand that the head said on `channels`, three blocks each."""
+    made = follower()
+    made.said = said
+    frames = np.zeros((6, DIM), np.float32)
+    frames[:3, 0], frames[3:, 0], frames[3:, 1] = 1, cosine, (1 - cosine**2) ** 0.5
+    told = np.full((6, 4), 0.1, np.float32)
+    told[:3, channels[0]] = told[3:, channels[1]] = 0.9
+    return set(made._regrouped(frames, told).argmax(1).tolist())
+
+
+@pytest.mark.parametrize("step", [1, 5, 12])
+def test_the_cache_learns_as_much_at_once_however_short_the_steps(step, monkeypatch):
+    """A newcomer's first blocks alone would be taken for somebody else's."""
+    frames = spoken((0, 30, 5), (30, 90, 1), (90, 150, 2), (150, 200, 5))
+    made, before = follower(), 0
+    for heard in range(step, 200, step):
+        made.hear(lambda names, a, b: frames[a:b], heard)
+        if made.learned != before:
+            assert made.learned - before >= made.step == 12  # a quarter of the window
+            assert made.learned <= heard - made.delay
+            before = made.learned
+    assert before > 100
+
+
+def test_dev_is_gone_through_once_and_twice_and_both_count(store, monkeypatch):
+    """Where one time through is as good as the other, the distance is not that of the second time alone."""
+    sessions = load_sessions(store, config("thresholds=0.5", "medians=1"))
+    head = whole.WholeHead(Knows(), config("thresholds=0.5", "medians=1"), sessions.grid, {"mimi": DIM}, CPU)
+    truth = [_all_active(session) for session in sessions.dev]
+    # (share of frames that are wrong the first time, the second time) by distance
+    wrong = {0.3: (0.0, 0.3), 0.4: (0.2, 0.15), 0.5: (0.5, 0.0), 0.6: (0.6, 0.6), 0.7: (0.6, 0.6)}
+
+    def followed(head, store, sessions, how):
+        shares = wrong[how.apart] if how.said == 0.25 else (0.9, 0.9)
+        return [tuple(np.where(np.arange(len(t)) < share * len(t), 0, t.T).T for share in shares) for t in truth]
+
+    monkeypatch.setattr(whole, "_followed", followed)
+    best, der = whole.choose_following(head, store, sessions.dev)
+    assert best == Following("mimi", 0.3, 0.5, 1, 0.25)
+    assert der == pytest.approx(0.3, abs=0.1)  # of the second time
+
+
+def _all_active(session):
+    return np.stack([_active(session, name) for name in session.names], 1).astype(np.float32)
+
+
 def test_a_follower_goes_on_elsewhere():
     frames = spoken((0, 30, 5), (30, 90, 1), (90, 150, 2), (150, 180, 5))
     read = lambda names, a, b: frames[a:b]  # noqa: E731
@@ -317,7 +376,12 @@ def test_a_fitted_run_says_how_it_is_decoded(store, tmp_path):
     run = Run.create(tmp_path / "run", config(*tiny, "thresholds=0.3,0.5", "medians=1"), store)
     result = fit_diarizer(run, store)
     found = following_of(Run.open(run.path))
-    assert found == Following("mimi", result["following"]["apart"], result["following"]["threshold"], 1)
+    told = result["following"]
+    assert found == Following("mimi", told["apart"], told["threshold"], 1, told["said"])
+    assert (found.apart, found.said) in whole._FOLLOWED
+    before = {name: told[name] for name in ("who", "apart", "threshold", "median")}
+    old = SimpleNamespace(path="r", read_json=lambda name: {"following": before})
+    assert following_of(old) == replace(found, said=0.0)  # as it was when there was no such thing
     assert found.threshold in (0.3, 0.5) and "stitching" not in result
     assert set(result["whole"]["recordings"]) == set(result["recordings"])
     assert result["whole"]["total_s"] == pytest.approx(result["test"]["total_s"], rel=0.02)
