@@ -1,6 +1,8 @@
 """Adapter and fusion with a cache on the fly: as whole recordings are gone through, in short steps.
 
 A channel is a voice, so nothing has to be matched. Who is more than there are channels shares one with somebody else.
+A head of chunks hears what is new only, and settles on what it says of whole chunks, which is what it would say at any
+latency.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ class LiveFollower:
     def __init__(self, head: WholeHead, how: Following, timing: Timing) -> None:
         self.head, self.how, self.timing, self.grid = head, how, timing, head.grid
         self.same = 1 - how.apart
-        self.follower = head.follower(how)
+        self.follower, self.chunk = head.follower(how), getattr(head.config, "chunk_frames", 0)
         self.kept = head.length + timing.step + self.follower.block
+        if self.chunk:  # a window ends with a whole chunk, which waits for the last of its features
+            self.kept += self.chunk + timing.settle
         self.columns = head.columns(how.who)
         # What leaves the window with a step is settled on before, however long that was to wait.
-        self.most = head.length - self.follower.block - timing.step + 1
+        self.most = head.length - max(self.follower.block, self.chunk) - timing.step + 1
         if self.most < 0:
             raise ValueError(
                 f"live: this run hears {head.config.crop_s:g} s at a time, too short for steps of this latency"
@@ -55,12 +59,14 @@ class LiveFollower:
         voices = tuple(range(self.head.config.speakers))
         if not heard:
             return Said(np.zeros((0, len(voices)), np.bool_), np.zeros((0, len(voices)), np.float32), voices, 0), {}
-        if heard > self.follower.heard:
-            self.follower.hear(read, heard)
+        if heard > self.follower.heard or (self.chunk and last):  # in the end no feature is late
+            self.follower.hear(read, heard, complete)
         first, activity = self.follower.first, self.follower.activity
         active = decode(activity, self.how.threshold, self.how.median)
         begin = self.settled - first
         settle = heard if last else max(self.settled, heard - min(self.timing.settle, self.most))
+        if self.chunk and not last:
+            settle = max(self.settled, min(settle, self.follower.whole - self.how.median // 2))
         shown = heard if last else max(settle, heard - min(self.timing.ahead, self.most))
         if settle > self.settled:
             frames = self.follower.sound(read(self.head.config.features, self.settled, settle))

@@ -109,6 +109,10 @@ class FrozenConfig(DiarizationConfig):
     cache_s: NotNegative = Field(
         0.0, description="earlier speech, by voice, that a window is heard with, so that channels are voices; 0: none"
     )
+    chunk_frames: WholeNumber = Field(
+        0, description="heard at once, with those before only, so that a step of a stream costs no more; 0: all frames"
+    )
+    left_frames: WholeNumber = Field(0, description="the most before a chunk that its frames hear")
 
     @property
     def cache(self) -> bool:
@@ -118,6 +122,13 @@ class FrozenConfig(DiarizationConfig):
     def _published(self) -> FrozenConfig:
         if self.cache and self.protocol == "reference":
             raise ValueError("cache_s: the published procedure hears windows alone; leave it out, or protocol=sound")
+        if self.chunk_frames and not self.cache:
+            raise ValueError("chunk_frames: what it hears is too short to know voices by; set cache_s too")
+        for name in ("chunk_frames", "left_frames"):
+            if getattr(self, name) % self.token_frames:
+                raise ValueError(
+                    f"{name} must be a multiple of token_frames={self.token_frames}, found {getattr(self, name)}"
+                )
         return self
 
 

@@ -14,6 +14,7 @@ from featstore import Store
 from featstore.extractors.device import pick_device
 from trainers import distributed
 from trainers.checkpoint import State, load_best, nothing_to_do, read_state
+from trainers.config import ConfigError
 from trainers.diarization import decode
 from trainers.diarization.cache import CachedSource, blocks_of
 from trainers.diarization.config import DiarizationConfig, FrozenConfig, UnfreezeConfig
@@ -93,6 +94,10 @@ def build(
             _bring_to_scale(unfrozen.adapter, store, sessions, config)
             return unfrozen.to(device), audio
         assert isinstance(config, FrozenConfig)  # there are no others
+        if config.chunk_frames > length:
+            raise ConfigError(
+                f"chunk_frames={config.chunk_frames}: more than the {length} frames that a crop of {config.crop_s:g} s has"
+            )
         source = FrameSource(store, config, length, device)
         source.keep(_resident(source, sessions.train, config, device))
         adapter = Adapter(source.dim, **sizes)

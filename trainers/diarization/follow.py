@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from featstore import FrameGrid
 from trainers.cascade.clusters import Pieces, groupings, unit
 from trainers.cascade.inputs import Read
 from trainers.diarization.cache import blocks_of, pick
+from trainers.diarization.causal import Kept
 from trainers.diarization.config import FrozenConfig
-from trainers.diarization.models import Earlier
+from trainers.diarization.models import Adapter, Earlier
 from trainers.diarization.stitch import overlap_weights
 from trainers.runs import Run, RunError
 
@@ -31,6 +32,7 @@ _LEAST = 2  # blocks of a new voice
 #: Windows of a whole recording begin so many times in the length of one, and the cache takes as much at once, however short
 #: the steps are: a newcomer's first blocks alone would be taken for whoever sounds most like them.
 _OVERLAPS = 4
+_WHERE = ("first", "heard", "learned", "whole")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Follower:
     weigh most in their middle. Blocks in which one is heard go into the cache some seconds later. There they are told by
     how they sound: groups of one voice on one channel, that which most of them had; so an error of the head does not stay.
 
+    A head of chunks hears each frame once: a chunk goes on from what is `kept` of those before, what is said of it stays, and
+    goes into the cache at once. What is not a whole chunk yet is heard for now, and again with the rest of its chunk.
+
     Parameters
     ----------
     sound : what frames (n, dim) as a store has them sound like, (n, m) of length 1.
@@ -67,6 +72,7 @@ class Follower:
     Attributes
     ----------
     first, heard : the window is frames ``first : heard``.
+    whole : frames that a head of chunks has heard for good.
     frames : (blocks, dim) the cache, means over the frames of a block.
     told : (blocks, channels) what was said of these.
     """
@@ -86,13 +92,15 @@ class Follower:
         self.length = max(1, round(config.crop_s / grid.step_s))
         self.size, self.block = blocks_of(config, grid.step_s), config.token_frames
         self.delay = min(round(_DELAY_S / grid.step_s), self.length // 2)
-        self.step = max(1, self.length // _OVERLAPS)
+        whole = config.chunk_frames or 1
+        self.step = max(1, self.length // _OVERLAPS // whole) * whole
         self.reset()
 
     def reset(self) -> None:
         """As new."""
-        self.first = self.heard = self.learned = 0
+        self.first = self.heard = self.learned = self.whole = 0
         self.learns = True
+        self.kept: Kept | None = None
         self.total: NDArray[np.float32] = np.zeros((0, self.config.speakers), np.float32)
         self.weight: NDArray[np.float32] = np.zeros((0, 1), np.float32)
         self.frames: NDArray[np.float32] | None = None
@@ -103,22 +111,49 @@ class Follower:
         """(heard - first, channels) 0 to 1, as far as is known now."""
         return self.total / self.weight.clip(1e-9)
 
-    def hear(self, read: Read, heard: int) -> NDArray[np.float32]:
-        """Hear on up to frame `heard`; what is said at last of the frames that leave the window, (frames, channels)."""
-        first = max(self.first, -(-(heard - self.length) // self.block) * self.block)
+    def hear(self, read: Read, heard: int, complete: int | None = None) -> NDArray[np.float32]:
+        """Hear on up to frame `heard`; what is said at last of the frames that leave the window, (frames, channels).
+
+        Parameters
+        ----------
+        complete : frames of which no feature lacks, as chunks need them; None: all.
+        """
+        chunk = self.config.chunk_frames
+        whole = max(self.whole, (heard if complete is None else complete) // chunk * chunk) if chunk else heard
+        first = max(self.first, -(-(whole - self.length) // self.block) * self.block)
         gone, left = first - self.first, self.activity[: first - self.first]
         self.total, self.weight, self.first = self.total[gone:], self.weight[gone:], first
-        found = self._ask(read(self.config.features, first, heard))
+        if chunk:
+            self._hear_chunks(read, whole, heard)
+        else:
+            self._hear_window(read, heard)
+        self.heard = heard
+        if self.learns and not chunk and heard - self.delay - self.learned >= self.step:
+            self._learn(read, heard - self.delay)
+        return left
+
+    def _hear_window(self, read: Read, heard: int) -> None:
+        found, _ = self._ask(read(self.config.features, self.first, heard))
         new = heard - self.heard
         self.total = np.concatenate([self.total, np.zeros((new, found.shape[1]), np.float32)])
         self.weight = np.concatenate([self.weight, np.zeros((new, 1), np.float32)])
         weight = overlap_weights(len(found))[:, None]
         self.total += weight * found
         self.weight += weight
-        self.heard = heard
-        if self.learns and heard - self.delay - self.learned >= self.step:
-            self._learn(read, heard - self.delay)
-        return left
+
+    def _hear_chunks(self, read: Read, whole: int, heard: int) -> None:
+        self.total = self.total[: self.whole - self.first]
+        while self.whole < whole:
+            # With what is learned of each chunk the next is heard, however many come at once.
+            stop = self.whole + self.config.chunk_frames if self.learns else whole
+            found, self.kept = self._ask(read(self.config.features, self.whole, stop))
+            self.total, self.whole = np.concatenate([self.total, found]), stop
+            self.weight = np.ones((len(self.total), 1), np.float32)
+            if self.learns:
+                self._learn(read, stop)
+        if heard > whole:
+            self.total = np.concatenate([self.total, self._ask(read(self.config.features, whole, heard))[0]])
+        self.weight = np.ones((len(self.total), 1), np.float32)
 
     def again(self, read: Read) -> None:
         """To the start of the recording, with the cache of its end, which stays as it is."""
@@ -128,7 +163,7 @@ class Follower:
         self.frames, self.told, self.learns = frames, told, False
 
     @torch.inference_mode()
-    def _ask(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _ask(self, window: NDArray[np.float32]) -> tuple[NDArray[np.float32], Kept | None]:
         self.model.eval()
         frames = torch.from_numpy(window).to(self.device)[None]
         before = np.zeros((0, window.shape[1]), np.float32) if self.frames is None else self.frames
@@ -137,8 +172,12 @@ class Follower:
             torch.from_numpy(self.told).to(self.device)[None],
             torch.ones(1, len(self.told), dtype=torch.bool, device=self.device),
         )
-        found: NDArray[np.float32] = self.model(frames, None, earlier)[0].float().sigmoid().cpu().numpy()
-        return found
+        if self.config.chunk_frames:
+            logits, kept = cast(Adapter, self.model).go_on(frames, None, earlier, self.kept)
+        else:
+            logits, kept = self.model(frames, None, earlier), None
+        found: NDArray[np.float32] = logits[0].float().sigmoid().cpu().numpy()
+        return found, kept
 
     def _learn(self, read: Read, upto: int) -> None:
         """Blocks up to frame `upto` go into the cache, where one is heard."""
@@ -188,13 +227,22 @@ class Follower:
         arrays = {name: getattr(self, name) for name in ("total", "weight", "told")}
         if self.frames is not None:
             arrays["frames"] = self.frames
-        return {name: getattr(self, name) for name in ("first", "heard", "learned")}, arrays
+        if self.kept is not None:
+            arrays |= {f"kept/{name}": each.cpu().numpy() for name, each in self.kept._asdict().items()}
+        return {name: getattr(self, name) for name in _WHERE}, arrays
 
     def restore(self, numbers: Mapping[str, int], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Go on from a `state`."""
-        self.first, self.heard, self.learned = (numbers[name] for name in ("first", "heard", "learned"))
+        for name in _WHERE:
+            setattr(self, name, numbers[name])
         self.total, self.weight, self.told = arrays["total"], arrays["weight"], arrays["told"]
         self.frames = arrays.get("frames")
+        kept = [
+            torch.from_numpy(arrays[f"kept/{name}"]).to(self.device)
+            for name in Kept._fields
+            if f"kept/{name}" in arrays
+        ]
+        self.kept = Kept(*kept) if kept else None
 
 
 def follow(follower: Follower, read: Read, num_frames: int) -> NDArray[np.float32]:
@@ -206,7 +254,8 @@ def passes(follower: Follower, read: Read, num_frames: int) -> tuple[NDArray[np.
     """What a head says when it goes through a recording for its voices, and then again, for who speaks when, with the cache
     of its end; both (frames, channels)."""
     follower.reset()
-    ends = [*range(min(follower.length, num_frames), num_frames, follower.step), num_frames]
+    first = follower.step if follower.config.chunk_frames else follower.length
+    ends = [*range(min(first, num_frames), num_frames, follower.step), num_frames]
     once = [*(follower.hear(read, end) for end in ends), follower.activity]
     follower.again(read)
     twice = [*(follower.hear(read, end) for end in ends), follower.activity]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainers.diarization.causal import ChunkEncoder, Kept, convolve
 from trainers.diarization.config import DiarizationConfig
 from trainers.scale import OneScale
 
@@ -48,6 +49,8 @@ class Adapter(nn.Module):
     channel_dropout : dropout takes whole channels of an example, one mask for all its frames, and attention none.
     input_dropout : share of the input's dimensions that are dropped over a whole example.
     cache_s : above 0, each token is told which channels were active when earlier frames sounded as it does (`Recall`).
+    chunk_frames, left_frames : above 0, a frame hears its chunk of so many frames and at most `left_frames` before that;
+        whole tokens.
     """
 
     def __init__(
@@ -65,9 +68,11 @@ class Adapter(nn.Module):
         channel_dropout: bool = False,
         input_dropout: float = 0.0,
         cache_s: float = 0.0,
+        chunk_frames: int = 0,
+        left_frames: int = 0,
     ) -> None:
         super().__init__()
-        self.speakers, self.token_frames = speakers, token_frames
+        self.speakers, self.token_frames, self.chunk_frames = speakers, token_frames, chunk_frames
         self.scale = OneScale(dim)
         self.input_dropout = _ChannelDropout(input_dropout)
         self.project = nn.Linear(dim, width)
@@ -78,7 +83,11 @@ class Adapter(nn.Module):
                 setattr(layer, name, _ChannelDropout(dropout))
             layer.self_attn.dropout = 0.0
         # Nested tensors would take another path in eval than in training, and drop padded frames from the output.
-        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.encoder = (
+            ChunkEncoder(layer, layers, chunk_frames // token_frames, left_frames // token_frames)
+            if chunk_frames
+            else nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        )
         self.head = nn.Linear(width, token_frames * speakers)
         self.recall = Recall(dim, speakers, width) if cache_s else None
 
@@ -87,13 +96,29 @@ class Adapter(nn.Module):
 
         `mask` (batch, frames) is True on real frames: padding is not attended to. None attends to all.
         """
+        return self.go_on(features, mask, earlier)[0]
+
+    def go_on(
+        self, features: Tensor, mask: Tensor | None = None, earlier: Earlier | None = None, kept: Kept | None = None
+    ) -> tuple[Tensor, Kept | None]:
+        """As `forward`, of the next chunks of a stream: and what is to be `kept` until those that follow.
+
+        What is kept is right for them where `features` are whole chunks; a head without chunks keeps nothing.
+        """
         frames, real = self.input_dropout(self.scale(features).to(self.project.weight.dtype)), mask
         x = self.project(frames)
+        ends = x[:, :0]
         if self.conv is not None:
-            x = x + functional.gelu(self.conv(_zero_padding(x, mask).transpose(1, 2)).transpose(1, 2))
+            heard = _zero_padding(x, mask)
+            if self.chunk_frames:
+                found, ends = convolve(self.conv, heard, self.chunk_frames, None if kept is None else kept.frames)
+            else:
+                found = self.conv(heard.transpose(1, 2)).transpose(1, 2)
+            x = x + functional.gelu(found)
         if self.token_frames > 1:
             x, mask = _tokens(_zero_padding(x, mask), mask, self.token_frames)
-        x = x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype)
+        if not self.chunk_frames:
+            x = x + sinusoids(x.shape[1], x.shape[2], x.device).to(x.dtype)
         said = 0.0
         if earlier is not None:
             assert self.recall is not None  # only a head that was made for it is told
@@ -101,8 +126,13 @@ class Adapter(nn.Module):
             told = self.recall(tokens, earlier._replace(frames=self.scale(earlier.frames).to(x.dtype)))
             x = x + self.recall.say(told)
             said = (self.recall.weight * told).repeat_interleave(self.token_frames, 1)[:, : features.shape[1]]
-        x = self.head(self.encoder(x, src_key_padding_mask=None if mask is None else ~mask))
-        return x.unflatten(2, (self.token_frames, self.speakers)).flatten(1, 2)[:, : features.shape[1]] + said
+        if self.chunk_frames:
+            x, keys = self.encoder(x, mask, None if kept is None else kept.keys)
+            kept = Kept(ends, keys)
+        else:
+            x = self.encoder(x, src_key_padding_mask=None if mask is None else ~mask)
+        x = self.head(x)
+        return x.unflatten(2, (self.token_frames, self.speakers)).flatten(1, 2)[:, : features.shape[1]] + said, kept
 
 
 class Recall(nn.Module):
@@ -132,7 +162,7 @@ class Recall(nn.Module):
 
 def adapter_sizes(config: DiarizationConfig) -> dict[str, Any]:
     """What an `Adapter` of these settings is made of, but for the dimension of what it takes."""
-    left_out = {"dim"} if config.cache else {"dim", "cache_s"}
+    left_out = {"dim"} if config.cache else {"dim", "cache_s", "chunk_frames", "left_frames"}
     return {name: getattr(config, name) for name in inspect.signature(Adapter).parameters if name not in left_out}
 
 

@@ -11,8 +11,12 @@ from diarizer.live.adapter import LiveAdapter
 from diarizer.live.follower import LiveFollower
 from diarizer.live.heads import live_head
 from diarizer.live.timing import Timing
+from evaluation.frames import decode
 from featstore import MIMI_GRID
 from tests.trainers.diarization.test_cache import DIM, Knows, config, spoken
+from tests.trainers.diarization.test_causal import config as chunks
+from tests.trainers.diarization.test_causal import head as chunked
+from tests.trainers.diarization.test_causal import recording
 from trainers.cascade.clusters import ANY, Limits, unit
 from trainers.diarization.follow import Following
 from trainers.diarization.whole import WholeHead
@@ -42,13 +46,15 @@ def head() -> FollowedHead:
     return FollowedHead(whole, Following("mimi", 0.4, 0.5, 1))
 
 
-def told(live: LiveFollower, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def told(live: LiveFollower, frames: np.ndarray, late: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(frames, channels) as settled on, and as first shown."""
     settled, shown = np.zeros((2, len(frames), 4), bool)
     done = seen = 0
     for heard in [*range(live.timing.step, len(frames), live.timing.step), len(frames)]:
         last = heard == len(frames)
-        said, same = live.step(lambda names, start, stop: frames[start:stop], heard, heard, last)
+        complete = heard if last else max(0, heard - late)
+        there = np.arange(heard).clip(max=max(0, complete - 1))  # the last frame in place of those that lack
+        said, same = live.step(lambda names, a, b, there=there: frames[there[a:b]], heard, complete, last)
         assert same == {} and said.voices == (0, 1, 2, 3)
         settled[done : done + said.settled] = said.active[: said.settled]
         shown[max(done, seen) : done + len(said.active)] = said.active[max(0, seen - done) :]
@@ -119,6 +125,25 @@ def test_a_window_shorter_than_a_step_is_refused():
     whole = head().head
     with pytest.raises(ValueError, match="hears 4 s at a time, too short"):
         LiveFollower(whole, Following("mimi"), Timing(50, 50, 50))
+
+
+@pytest.mark.parametrize("late", [0, 10])
+def test_a_head_of_chunks_settles_live_on_what_one_pass_says_at_any_latency(late):
+    """The same weights, told of whole chunks in which no feature lacks."""
+    frames = recording(300)((), 0, 300)
+    whole = WholeHead(chunked(), chunks(), MIMI_GRID, {"mimi": DIM}, torch.device("cpu"))
+    how = Following("mimi", 0.4, 0.5, 5)
+    follower = whole.follower(how)
+    said = [follower.hear(lambda names, a, b: frames[a:b], heard) for heard in (40, 80, 120, 160, 200, 240, 280, 300)]
+    expected = decode(np.concatenate([*said, follower.activity]), how.threshold, how.median)
+    assert expected.any() and not expected.all()
+    for latency_s in (0.16, 1.04, 3.0):
+        live = live_head(FollowedHead(whole, how), Timing.of(latency_s, 0.08, late), 8)
+        settled, shown = told(live, frames, late)
+        np.testing.assert_array_equal(settled, expected)
+        assert (shown == expected).mean() > 0.6
+    with pytest.raises(ValueError, match="too short for steps of this latency"):
+        LiveFollower(whole, how, Timing(44, 44, 44))
 
 
 def test_without_a_cache_windows_are_tied():

@@ -106,6 +106,7 @@ HEAD = {
     **{"thresholds": (0.30, 0.35, 0.40, 0.45, 0.50, 0.55, 0.60), "medians": (1, 5, 11)},
     **{"ema": 0.0, "channel_dropout": False, "input_dropout": 0.0, "conv_frames": 0, "token_frames": 1},
 }
+CHUNKS = {"chunk_frames": 0, "left_frames": 0}
 MIMI = {"mimi_lr": 1e-5, "mimi_grad_clip": 0.5, "mimi_top_layers": 3, "mimi_context_s": 10.0, "mimi_weights": ""}
 
 
@@ -113,8 +114,8 @@ MIMI = {"mimi_lr": 1e-5, "mimi_grad_clip": 0.5, "mimi_top_layers": 3, "mimi_cont
     ("kind", "expected"),
     [
         ("probe", {**EVERY, "epochs": 100, "batch_size": 256, "lr": 1e-3, "trials": "", "piece_s": 0.0}),
-        ("adapter", {**HEAD, "resident": "auto", "cache_s": 0.0}),
-        ("fusion", {**HEAD, "resident": "auto", "cache_s": 0.0, "feature": "mimi+titanet"}),
+        ("adapter", {**HEAD, "resident": "auto", "cache_s": 0.0, **CHUNKS}),
+        ("fusion", {**HEAD, "resident": "auto", "cache_s": 0.0, **CHUNKS, "feature": "mimi+titanet"}),
         ("unfreeze", {**HEAD, **MIMI}),
     ],
 )
