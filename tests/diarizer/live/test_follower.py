@@ -50,8 +50,8 @@ def told(live: LiveFollower, frames: np.ndarray, late: int = 0) -> tuple[np.ndar
     """(frames, channels) as settled on, and as first shown."""
     settled, shown = np.zeros((2, len(frames), 4), bool)
     done = seen = 0
-    for heard in [*range(live.timing.step, len(frames), live.timing.step), len(frames)]:
-        last = heard == len(frames)
+    steps = range(live.timing.step, len(frames) + 1, live.timing.step)
+    for heard, last in [*((heard, False) for heard in steps), (len(frames), True)]:
         complete = heard if last else max(0, heard - late)
         there = np.arange(heard).clip(max=max(0, complete - 1))  # the last frame in place of those that lack
         said, same = live.step(lambda names, a, b, there=there: frames[there[a:b]], heard, complete, last)
@@ -130,15 +130,15 @@ def test_a_window_shorter_than_a_step_is_refused():
 @pytest.mark.parametrize("late", [0, 10])
 def test_a_head_of_chunks_settles_live_on_what_one_pass_says_at_any_latency(late):
     """The same weights, told of whole chunks in which no feature lacks."""
-    frames = recording(300)((), 0, 300)
+    frames = recording(305)((), 0, 305)
     whole = WholeHead(chunked(), chunks(), MIMI_GRID, {"mimi": DIM}, torch.device("cpu"))
     how = Following("mimi", 0.4, 0.5, 5)
     follower = whole.follower(how)
-    said = [follower.hear(lambda names, a, b: frames[a:b], heard) for heard in (40, 80, 120, 160, 200, 240, 280, 300)]
+    said = [follower.hear(lambda names, a, b: frames[a:b], heard) for heard in (40, 80, 120, 160, 200, 240, 280, 305)]
     expected = decode(np.concatenate([*said, follower.activity]), how.threshold, how.median)
     assert expected.any() and not expected.all()
-    for latency_s in (0.16, 1.04, 3.0):
-        live = live_head(FollowedHead(whole, how), Timing.of(latency_s, 0.08, late), 8)
+    for timing in (*(Timing.of(latency_s, 0.08, late) for latency_s in (0.16, 1.04, 3.0)), Timing(3, 4, late + 5)):
+        live = live_head(FollowedHead(whole, how), timing, 8)
         settled, shown = told(live, frames, late)
         np.testing.assert_array_equal(settled, expected)
         assert (shown == expected).mean() > 0.6
