@@ -28,7 +28,8 @@ class LiveFollower:
     def __init__(self, head: WholeHead, how: Following, timing: Timing) -> None:
         self.head, self.how, self.timing, self.grid = head, how, timing, head.grid
         self.same = 1 - how.apart
-        self.follower, self.chunk = head.follower(how), getattr(head.config, "chunk_frames", 0)
+        self.follower = head.follower(how)
+        self.chunk = self.follower.config.chunk_frames
         self.kept = head.length + timing.step + self.follower.block
         if self.chunk:  # a window ends with a whole chunk, which waits for the last of its features
             self.kept += self.chunk + timing.settle

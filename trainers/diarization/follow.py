@@ -164,7 +164,8 @@ class Follower:
 
     @torch.inference_mode()
     def _ask(self, window: NDArray[np.float32]) -> tuple[NDArray[np.float32], Kept | None]:
-        self.model.eval()
+        if self.model.training:  # to ask it of all its parts takes a tenth of a short step
+            self.model.eval()
         frames = torch.from_numpy(window).to(self.device)[None]
         before = np.zeros((0, window.shape[1]), np.float32) if self.frames is None else self.frames
         earlier = Earlier(
