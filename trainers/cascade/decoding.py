@@ -120,6 +120,21 @@ def best_paths(scores: Sequence[NDArray[np.float64]], prices: Sequence[NDArray[n
     return paths
 
 
+def best_path(scores: NDArray[np.float64], prices: NDArray[np.float64]) -> NDArray[np.int64]:
+    """`best_paths` of one table, without what many need."""
+    best = scores.copy()  # of the paths that end in each state, step by step
+    to = np.ascontiguousarray(prices.T)
+    total = np.empty_like(to)
+    for step in range(1, len(best)):
+        np.add(best[step - 1], to, out=total)
+        best[step] += np.maximum.reduce(total, 1)
+    path = np.zeros(len(best), np.int64)
+    path[-1:] = state = best[-1].argmax() if len(best) else 0
+    for step in range(len(best) - 2, -1, -1):
+        path[step] = state = (best[step] + to[state]).argmax()
+    return path
+
+
 def decode(recordings: Sequence[Evidence], at_once: int, how: Decoding) -> list[NDArray[np.bool_]]:
     """Who speaks in each recording, (answers, voices). Long ones go in blocks, for memory's sake."""
     blocks = [(k, begin) for k, each in enumerate(recordings) for begin in range(0, len(each.counts), _BLOCK)]
@@ -165,4 +180,4 @@ def smooth_counts(counts: NDArray[np.float32], change: float) -> NDArray[np.int6
     """How many speak, (answers,), on the best path; `change` is the price of one more or one less."""
     classes = np.arange(counts.shape[1])
     prices = -change * np.abs(np.subtract.outer(classes, classes))
-    return best_paths([counts.astype(np.float64)], [prices.astype(np.float64)])[0]
+    return best_path(counts.astype(np.float64), prices.astype(np.float64))

@@ -22,6 +22,7 @@ from trainers.cascade.clusters import Limits, Pieces, groupings, pieces_of, unit
 from trainers.cascade.decoding import (
     Decoding,
     Evidence,
+    best_path,
     best_paths,
     decode,
     prices_of,
@@ -315,7 +316,9 @@ def test_six_frames_by_hand():
     assert active.astype(int).tolist() == [[1, 0], [1, 0], [1, 0], [1, 1], [0, 1], [0, 1]]
     sets = sets_of(2, 2)
     scores, prices = scores_of(evidence, sets, how), prices_of(sets, how)
-    assert best_paths([scores], [prices])[0].tolist() == every_path(scores, prices)
+    assert (
+        best_paths([scores], [prices])[0].tolist() == best_path(scores, prices).tolist() == every_path(scores, prices)
+    )
     (free,) = decode([evidence], 2, Decoding(nearest=5, blend=5, change=0))
     assert free[2].tolist() == [False, False]  # without a price, the doubtful frame is silence
 
@@ -324,9 +327,9 @@ def test_many_tables_at_once_are_each_as_alone():
     rng = np.random.default_rng(0)
     scores = [rng.standard_normal((n, k)) for n, k in ((6, 3), (1, 2), (4, 1), (6, 4), (0, 2), (5, 2))]
     prices = [-rng.random((s.shape[1], s.shape[1])) for s in scores]
-    assert [path.tolist() for path in best_paths(scores, prices)] == [
-        every_path(s, p) for s, p in zip(scores, prices, strict=True)
-    ]
+    expected = [every_path(s, p) for s, p in zip(scores, prices, strict=True)]
+    assert [path.tolist() for path in best_paths(scores, prices)] == expected
+    assert [best_path(s, p).tolist() for s, p in zip(scores, prices, strict=True)] == expected
 
 
 def test_many_recordings_at_once_are_each_as_alone(monkeypatch):
