@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,14 @@ from featstore import FrameGrid
 from trainers.cascade.cascade import SINGLE_CHANGE, Cascade, Heard
 from trainers.cascade.clusters import Pieces, unit
 from trainers.cascade.counting import REACH
-from trainers.cascade.decoding import Evidence, prices_of, scores_of, sets_of, smooth_counts
+from trainers.cascade.decoding import Decoding, Evidence, best_path, prices_of, scores_of, sets_of, smooth_counts
 from trainers.cascade.inputs import Read, finer
 
+#: Whoever is new is taken to have this cosine with a frame: known voices have 0.5 to 0.9 with their own frames, and seldom more
+#: with others'. The first answer that is a newcomer's costs this more than that of a known voice.
+_NEW, _NEW_PRICE = 0.35, 10.0
+#: So much of somebody new makes a voice; of less, overlaps that were taken for one speaker would.
+_LEAST_S = 1.2
 _SMOOTHED = 6  # frames before those that are listened to, that a path through counts begins with
 
 
@@ -34,7 +40,7 @@ class LiveCascade:
         self.same = 1 - choice.threshold
         self.kept = REACH + timing.settle + timing.step + _SMOOTHED
         step_s, dim = cascade.grid.step_s, len(cascade.who.mean)
-        self.voices = Voices(dim, choice.clustering, choice.threshold, slots, step_s)
+        self.voices = Voices(dim, choice.clustering, choice.threshold, slots, step_s, _LEAST_S)
         sizes = max(1, round(config.piece_s / step_s)), round(config.edge_s / step_s)
         self.listening = Listening(dim, *sizes, self.voices.add)
         self.reset()
@@ -67,12 +73,18 @@ class LiveCascade:
         self.now = tuple(same.get(v, v) for v in self.now)
 
         counts, who = counts[(self.settled - begin) * substeps :], who[self.settled - begin :]
-        numbers, means = self.voices.numbers, self.voices.means
-        if not numbers:  # whoever speaks first will be the first voice
-            numbers, means = (self.voices.next,), np.zeros((1, who.shape[1]), np.float32)
-        evidence = Evidence(counts, np.repeat(who @ means.T, substeps, axis=0), means @ means.T)
+        # Whoever is like no voice will be the next one, and is shown as that before anything is known of them.
+        numbers, means = (*self.voices.numbers, self.voices.next), np.pad(self.voices.means, ((0, 1), (0, 0)))
+        cosines = who @ means.T
+        if known := len(self.voices.numbers):
+            late = (heard if last else complete) - self.settled  # what was heard too little of to be new
+            cosines[:, -1] = np.where(np.arange(len(who)) < late, _NEW, cosines[:, :known].max(1))
+        evidence = Evidence(counts, np.repeat(cosines, substeps, axis=0), means @ means.T)
         active = self._decode(evidence, numbers)
-        sure = sureness(Heard(counts, who, Pieces(who[:0], np.zeros(0))), evidence.cosines, active)
+        if known and not active[:, known].any():
+            numbers, active = numbers[:known], active[:, :known]
+        cosines = evidence.cosines[:, : len(numbers)]
+        sure = sureness(Heard(counts, who, Pieces(who[:0], np.zeros(0))), cosines, active)
         settle = heard if last else max(self.settled, heard - self.timing.settle)
         shown = heard if last else max(settle, heard - self.timing.ahead)
         answers, told = (settle - self.settled) * substeps, (shown - self.settled) * substeps
@@ -83,16 +95,15 @@ class LiveCascade:
 
     def _decode(self, evidence: Evidence, numbers: tuple[int, ...]) -> NDArray[np.bool_]:
         """The best path from who speaks now on."""
-        how, at_once = self.cascade.choice.decoding, self.cascade.config.at_once
-        sets = sets_of(evidence.cosines.shape[1], at_once)
+        how = self.cascade.choice.decoding
+        sets, prices = _ways(len(numbers), self.cascade.config.at_once, how)
         if not len(evidence.counts):
             return np.zeros((0, sets.shape[1]), np.bool_)
-        prices = prices_of(sets, how)
         scores = scores_of(evidence, sets, how)
         now = np.isin(numbers, self.now)
         found = np.flatnonzero((sets == now).all(1))
         scores[0] += prices[found[0] if len(found) else 0]
-        return sets[_best_path(scores, prices)]
+        return sets[best_path(scores, prices)]
 
     def _listen(self, counts: NDArray[np.float32], who: NDArray[np.float32], begin: int, upto: int, last: bool) -> None:
         """Pieces out of the frames that have all that they wait for."""
@@ -122,17 +133,11 @@ class LiveCascade:
         self.voices.restore({k.removeprefix("voices/"): v for k, v in arrays.items() if k.startswith("voices/")})
 
 
-def _best_path(scores: NDArray[np.float64], prices: NDArray[np.float64]) -> NDArray[np.int64]:
-    """`trainers.cascade.decoding.best_paths` of one short table, without what many long ones need."""
-    back = np.zeros(scores.shape, np.int64)
-    columns = np.arange(scores.shape[1])
-    best = scores[0]
-    for step in range(1, len(scores)):
-        total = best[:, None] + prices
-        back[step] = total.argmax(0)
-        best = total[back[step], columns] + scores[step]
-    path = np.zeros(len(scores), np.int64)
-    path[-1] = best.argmax()
-    for step in range(len(scores) - 1, 0, -1):
-        path[step - 1] = back[step, path[step]]
-    return path
+@cache
+def _ways(voices: int, at_once: int, how: Decoding) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Sets of voices, of which the last is whoever is new, alone; prices of going from one to another."""
+    sets = sets_of(voices, at_once)
+    if voices > 1:
+        sets = sets[~sets[:, -1] | (sets.sum(1) == 1)]
+    new = sets[:, -1] & (voices > 1)
+    return sets, prices_of(sets, how) - _NEW_PRICE * (new & ~new[:, None])

@@ -18,8 +18,8 @@ from trainers.cascade.clusters import Pieces, groupings, unit
 
 _MOST_PIECES = 160
 _MOST_GONE = 100  # voices that left their slots and are known again
-#: A group is a voice from this share of all speech on, but at least and at most from so many seconds on.
-_SHARE, _LEAST_S, _ENOUGH_S = 0.02, 0.6, 2.5
+#: A group is a voice from this share of all speech on, and at most from so many seconds on.
+_SHARE, _ENOUGH_S = 0.02, 2.5
 _ROUNDS = 2  # of moving pieces to the nearest voice
 
 
@@ -32,6 +32,7 @@ class Voices:
     clustering, threshold : see `trainers.cascade.clusters.groupings`.
     slots : voices at once at most.
     step_s : of a frame.
+    least_s : of speech that make a voice, at least.
 
     Attributes
     ----------
@@ -40,9 +41,11 @@ class Voices:
     same : voices that turned out to be others; who asks takes them away.
     """
 
-    def __init__(self, dim: int, clustering: str, threshold: float, slots: int, step_s: float) -> None:
+    def __init__(
+        self, dim: int, clustering: str, threshold: float, slots: int, step_s: float, least_s: float = 0.6
+    ) -> None:
         self.dim, self.clustering, self.threshold = dim, clustering, threshold
-        self.slots, self.step_s = slots, step_s
+        self.slots, self.step_s, self.least_s = slots, step_s, least_s
         self.forget()
 
     def forget(self) -> None:
@@ -104,7 +107,7 @@ class Voices:
     @property
     def _enough(self) -> float:
         """The weight from which a group is a voice."""
-        return min(max(_SHARE * float(self.weights.sum()), _LEAST_S / self.step_s), _ENOUGH_S / self.step_s)
+        return min(max(_SHARE * float(self.weights.sum()), self.least_s / self.step_s), _ENOUGH_S / self.step_s)
 
     def _heavy(self, belongs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Numbers of the groups that are voices now; a lighter one keeps its number until it is."""

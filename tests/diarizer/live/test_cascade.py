@@ -10,13 +10,13 @@ import pytest
 from diarizer import load
 from diarizer.frames import HeardFrames, hear
 from diarizer.heads import CascadeHead, Told
-from diarizer.live.cascade import LiveCascade, _best_path
+from diarizer.live.cascade import LiveCascade
 from diarizer.live.timing import Timing
 from diarizer.live.turns import Said
 from diarizer.sound import Sound
 from tests.tones import RATE_HZ
 from trainers.cascade.clusters import Limits
-from trainers.cascade.decoding import Decoding, Evidence, best_paths
+from trainers.cascade.decoding import Decoding, Evidence
 
 pytestmark = pytest.mark.usefixtures("knows_fakes")
 TIMING = Timing.of(1.04, 0.08, 0)
@@ -102,13 +102,6 @@ def test_a_state_goes_on_elsewhere(told: tuple[CascadeHead, HeardFrames, Told]) 
         np.testing.assert_array_equal(a.sure, b.sure)
 
 
-def test_the_best_path_is_that_of_whole_recordings() -> None:
-    rng = np.random.default_rng(0)
-    for steps in (1, 2, 30):
-        scores, prices = rng.normal(size=(steps, 4)), -2 * (1 - np.eye(4)) * rng.random((4, 4))
-        assert _best_path(scores, prices).tolist() == best_paths([scores], [prices])[0].tolist()
-
-
 @pytest.mark.parametrize(("now", "speaks"), [((), [False, False]), ((0,), [True, False]), ((1,), [False, True])])
 def test_who_speaks_now_speaks_on_unless_it_pays_to_change(now: tuple[int, ...], speaks: list[bool]) -> None:
     """Nothing in four answers says who, if anybody: to begin or to end costs 3, to take turns 6."""
@@ -116,11 +109,33 @@ def test_who_speaks_now_speaks_on_unless_it_pays_to_change(now: tuple[int, ...],
     live = object.__new__(LiveCascade)
     live.cascade, live.now = SimpleNamespace(config=config, choice=choice), now
     counts = np.log(np.full((4, 3), 1 / 3, np.float32))
-    nobody = Evidence(counts, np.zeros((4, 2), np.float32), np.eye(2, dtype=np.float32))
-    assert live._decode(nobody, (0, 1)).tolist() == [speaks] * 4
+    speaks = [*speaks, False]
+    among = np.diag(np.float32([1, 1, 0]))  # the third is whoever is new
+    nobody = Evidence(counts, np.float32([[0.0, 0.0, -1.0]] * 4), among)
+    assert live._decode(nobody, (0, 1, 2)).tolist() == [speaks] * 4
     # One more speaks, and it is the second: worth 4 in all, which is more than 3 and less than 6.
     counts = counts + np.float32([0, 1, 0])
-    second = Evidence(counts, np.float32([[0.0, 1.0]] * 4), np.eye(2, dtype=np.float32))
+    second = Evidence(counts, np.float32([[0.0, 1.0, -1.0]] * 4), among)
     live.cascade.choice.decoding = Decoding(0.01, 0.0, 3.0)
-    expected = [True, False] if now == (0,) else [False, True]
-    assert live._decode(second, (0, 1)).tolist() == [expected] * 4
+    expected = [True, False, False] if now == (0,) else [False, True, False]
+    assert live._decode(second, (0, 1, 2)).tolist() == [expected] * 4
+
+
+def test_whoever_is_new_is_shown_as_the_next_voice_before_it_is_one(
+    told: tuple[CascadeHead, HeardFrames, Told],
+) -> None:
+    """A newcomer's answers are shown under the number that the voice has later, while only the others are known."""
+    head, frames, whole = told
+    live, first = LiveCascade(head.cascade, TIMING, slots=8), np.zeros((1200, 5), bool)
+    before, done = np.zeros(1200, bool), 0  # where somebody was shown who was no voice
+    for heard in [*range(4, 300, 4), 300]:
+        settled, told_before = 4 * live.settled, done
+        said = step(live, frames, heard)
+        done = settled + len(said.active)
+        first[told_before:done, list(said.voices)] = said.active[told_before - settled :]
+        unknown = [k for k, voice in enumerate(said.voices) if voice not in live.vectors[0]]
+        before[told_before:done] = said.active[told_before - settled :, unknown].any(1)
+    assert not first[:, 3:].any()
+    order = [int((first[:, [k]] & whole.active).sum(0).argmax()) for k in range(3)]
+    assert sorted(order) == [0, 1, 2]
+    assert before.sum() > 50 and (first != np.pad(whole.active[:, order], ((0, 0), (0, 2)))).sum() <= 2 * 80
