@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from evaluation.extraction import si_sdr
 from trainers.config import FitConfig
 from trainers.tse.config import TseConfig
+from trainers.tse.measure import extract
 from trainers.tse.network import RATE_HZ, Extractor, best_assignment, loss, unit
 
 
@@ -160,3 +161,19 @@ def test_settings_are_the_network_s_sizes_and_as_made_half_of_the_mixture_comes_
         assert len(found) == network.voices
         for voice in found:
             torch.testing.assert_close(voice, 2 * math.tanh(0.25) * mixture[0], rtol=1e-4, atol=1e-4)
+
+
+def test_what_comes_out_is_the_mean_of_two_answers_half_a_hop_apart() -> None:
+    torch.manual_seed(0)
+    network = Extractor(size=4, channels=8, blocks=2, repeats=1, window=64, hop=32)
+    wave = torch.randn(1003)
+    vectors = unit(torch.randn(2, 4))
+    found = extract(network, wave.numpy(), vectors.numpy(), torch.device("cpu"))
+    with torch.no_grad():
+        late = network(torch.nn.functional.pad(wave, (16, 16)).expand(2, -1), vectors)[:, 16:-16]
+        early = network(torch.nn.functional.pad(wave, (0, 32)).expand(2, -1), vectors)[:, :-32]
+    torch.testing.assert_close(torch.from_numpy(found), (late + early) / 2)
+    assert not torch.allclose(late, early, atol=1e-3)
+    torch.nn.init.zeros_(network.leave[-1].weight)  # one mask for all, wherever the spectra begin
+    half = extract(network, wave.numpy(), vectors.numpy(), torch.device("cpu"))
+    torch.testing.assert_close(torch.from_numpy(half), (wave * 2 * math.tanh(0.25)).expand(2, -1), atol=1e-5, rtol=0)

@@ -313,9 +313,7 @@ def test_a_result_says_what_the_files_say(store: Store, tmp_path: Path) -> None:
     mixture = data.splits["test"][1]
     row = table["track"].index(mixture.voices[0].track.id)
     wave, track = files(store, mixture.utterance.id), files(store, mixture.voices[0].track.id)
-    with torch.no_grad():
-        vector = torch.from_numpy(data.vectors[mixture.voices[0].track.id])[None]
-        found = network(torch.from_numpy(wave)[None], vector)[0].numpy()
+    (found,) = measuring.extract(network, wave, data.vectors[mixture.voices[0].track.id][None], CPU)
     assert table["oracle si_sdr"][row] == pytest.approx(si_sdr(found, track), abs=1e-3)
     assert json.loads((run.path / "result.json").read_text()) == result
 
