@@ -210,14 +210,14 @@ def _show_sets(result: dict[str, Any]) -> None:
         f"mixtures of {result['num_speakers']} speakers, tried on {result['num_test_mixtures']} of "
         f"{result['num_test_speakers']} others"
     )
-    print(f"  {'by number of voices':46s} names found | counted right | cosine")
+    print(f"  {'by number of voices':50s} names found | counted right | cosine")
     for row in result["by_voices"]:
         print(
             f"  {row['voices']} ({row['mixtures']} mixtures{'' if row['trained'] else ', such were never trained on'})"
         )
         for name, told in row["systems"].items():
             counted = "—" if told["counted"] is None else f"{told['counted']:.1%}"
-            print(f"    {SYSTEMS[name]:46s} {told['identified']:7.1%} {counted:>9s} {told['cosine']:8.2f}")
+            print(f"    {SYSTEMS[name]:50s} {told['identified']:7.1%} {counted:>9s} {told['cosine']:8.2f}")
     print(f"  always the most frequent number: {result['majority']:.1%} counted right")
     for name, told in (result["memory"] or {}).items():
         sums = [told["recordings"][id] for id in told["recordings"]]

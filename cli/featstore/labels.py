@@ -115,6 +115,8 @@ def remove(
     wanted = list(ids or ())
     if source is not None:
         wanted += [line.strip() for line in lines(source) if line.strip()]
+        if any(id.startswith("{") for id in wanted):
+            raise ValueError(f"{source}: a manifest, and no ids; take them out of it: jq -r .utt_id {source} > ids.txt")
     if not wanted and split is None:
         raise ValueError("say which utterances: ids, --split or --from" + (f" ({source} is empty)" if source else ""))
     done = run(store, list(dict.fromkeys(wanted)), split=split)

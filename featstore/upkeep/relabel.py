@@ -195,7 +195,8 @@ def remove(path: str | PathLike[str], ids: Sequence[str] = (), *, split: str | N
     with lock.hold(path, alone=True):
         store = Store(path)
         if unknown := [id for id in ids if id not in store]:
-            more = f" nor are {len(unknown) - 1} others" if len(unknown) > 1 else ""
+            more = "" if len(unknown) == 1 else f", nor is {unknown[1]!r}"
+            more = more if len(unknown) < 3 else f", nor are {len(unknown) - 1} others"
             raise StoreError(
                 f"{path}: {unknown[0]!r} is not in it{more}{_near(unknown[0], store.ids)}; nothing was removed"
             )

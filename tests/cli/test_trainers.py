@@ -148,11 +148,11 @@ def test_what_is_shown_of_sets(capsys: pytest.CaptureFixture[str]) -> None:
     told["memory"] = {"unmix": {"recordings": recordings}}
     assert shown(told, capsys) == [
         "1,000 parameters, best step 40 (dev): trained on 60 mixtures of 20 speakers, tried on 12 of 6 others",
-        f"  {'by number of voices':46s} names found | counted right | cosine",
+        f"  {'by number of voices':50s} names found | counted right | cosine",
         "  2 (8 mixtures)",
-        f"    {SYSTEMS['unmix']:46s}   75.0%     50.0%     0.90",
+        f"    {SYSTEMS['unmix']:50s}   75.0%     50.0%     0.90",
         "  3 (4 mixtures, such were never trained on)",
-        f"    {SYSTEMS['windows']:46s}   25.0%         —     0.40",
+        f"    {SYSTEMS['windows']:50s}   25.0%         —     0.40",
         "  always the most frequent number: 40.0% counted right",
         f"  memory on {SYSTEMS['unmix']}: F1 57.1%, 5 voices kept for 6 people",
     ]

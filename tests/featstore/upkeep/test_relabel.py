@@ -223,7 +223,7 @@ def test_a_manifest_names_only_what_is_another(store: Path, tmp_path: Path) -> N
     assert "3 of 12 utterances changed, frames as they were" in result.stdout
     assert (
         "split: 1 (train → dev 1)" in result.stdout
-        and "turns: 1 (u03: 0 turns of 0 speakers → 1 turns" in result.stdout
+        and "turns: 1 (u03: 0 turns of 0 speakers → 1 turn of 1 speaker" in result.stdout
     )
     assert "warning: 1 id(s)" in result.stderr and "x99" in result.stderr
     now = featstore.open(store)
@@ -313,7 +313,7 @@ def test_what_a_removal_tells(store: Path, tmp_path: Path) -> None:
         **{"store": str(store), "utterances": 3, "left": 9, "seconds": pytest.approx(2.4)},
         "bytes": 3 * 10 * 4 * 2 * 2,
     }
-    with pytest.raises(StoreError, match=r"'u02' is not in it nor are 1 others; nothing was removed"):
+    with pytest.raises(StoreError, match=r"'u02' is not in it, nor is '.*'; nothing was removed"):
         remove(store, ["u02", "u03", "u04"])
     assert len(featstore.open(store)) == 9
 
