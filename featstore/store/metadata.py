@@ -14,7 +14,10 @@ from typing import Any
 from featstore.files import sync, write_once
 from featstore.store.address import refuse_address
 from featstore.store.layout import (
+    GROUP,
+    INDEX,
     ROOT,
+    UTTERANCES,
     VERSION,
     VERSION_WITH_CHANGES,
     FingerprintMismatch,
@@ -91,9 +94,8 @@ def check_version(store: Path) -> tuple[str, ...]:
     refuse_address(store)
     root = store / ROOT
     refuse_file(store)
+    refuse_inside(store)
     if not root.exists():
-        if around := next((folder for folder in store.absolute().parents if is_store(folder)), None):
-            raise StoreError(f"{store}: is inside of a store; name the store itself: {around}")
         what = "no such folder" if not store.exists() else f"not a store (no {ROOT} in it)"
         raise StoreError(f"{store}: {what}; make one with: featstore extract MANIFEST --store {store} --feature mimi")
     return refuse_version(read_json(root).get("attributes"), store)
@@ -115,6 +117,19 @@ def refuse_file(store: Path) -> None:
             else "a file; featstore extract MANIFEST --store STORE makes one"
         )
         raise StoreError(f"{store}: expected a store's folder, found {advice}")
+
+
+def refuse_inside(store: Path) -> None:
+    """Refuse a folder of a store's own: a second store would be made there, or none found.
+
+    Raises
+    ------
+    StoreError
+    """
+    whole = store.absolute()
+    for folder in (whole, *whole.parents):
+        if folder.name in (GROUP, INDEX, UTTERANCES) and is_store(folder.parent):
+            raise StoreError(f"{store}: is inside of a store; name the store itself: {folder.parent}")
 
 
 def refuse_version(attributes: Any, store: Path | str) -> tuple[str, ...]:
@@ -231,6 +246,7 @@ def create(store: Path, spec: FeatureSpec) -> None:
     """
     refuse_address(store)
     refuse_file(store)
+    refuse_inside(store)
     if (store / ROOT).exists():
         check_version(store)
     for folder in (feature_dir(store, spec.name), index_dir(store, spec.name), utterances_dir(store)):

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import evaluation, featstore, trainers
+from featstore.exchange import export_hdf5
 from tests.featstore.store.test_store import fill
 from tests.sessions import make_store
 
@@ -27,6 +28,7 @@ CASES = {
         "download",
     ],
     "featstore info s/features.zarr": ["is inside of a store; name the store itself: ", "/s"],
+    "featstore import in.h5 --store s/index": ["is inside of a store; name the store itself: ", "/s"],
     "featstore info s/features.zarr/mimi": ["is inside of a store; name the store itself: ", "/s"],
     "featstore info speakers.jsonl": ["found a file; featstore extract MANIFEST --store STORE makes one"],
     "featstore extract ok.jsonl --store new --feature Mimi": ["did you mean mimi?"],
@@ -58,6 +60,8 @@ def test_it_says_what_to_do(typed: str, tmp_path: Path, monkeypatch: pytest.Monk
     Path("ok.jsonl").write_text('{"audio_filepath": "a.wav"}\n')
     Path("table.csv").write_text("audio,speaker\na.wav,a\n")
     Path("list.json").write_text("[]")
+    if "in.h5" in typed:
+        export_hdf5("s", "in.h5")
     Path("a.rttm").write_text(RTTM)
     command, *words = typed.split()
     app = {"featstore": featstore, "trainers": trainers, "evaluation": evaluation}[command].app
