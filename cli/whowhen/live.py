@@ -36,7 +36,10 @@ def live(
     ] = None,
     fast: Annotated[bool, typer.Option("--fast", help="A file as fast as it goes, not at its own speed.")] = False,
     rate: Annotated[
-        int | None, typer.Option(help="The pipe carries mono PCM of 16 bits at this rate, without a header.")
+        int | None,
+        typer.Option(
+            min=1000, max=384_000, help="The pipe carries mono PCM of 16 bits at this rate, without a header."
+        ),
     ] = None,
     microphone: Annotated[
         str | None,

@@ -154,9 +154,10 @@ def _wav_header(stream: BinaryIO) -> tuple[int, int, str, int]:
             rate, bits = int.from_bytes(body[4:8], "little"), int.from_bytes(body[14:16], "little")
             tag = int.from_bytes(body[24:26], "little") if tag == 0xFFFE and len(body) >= 26 else tag
             kinds = {(1, 16): "<i2", (1, 24): "<i4", (1, 32): "<i4", (3, 32): "<f4", (3, 64): "<f8"}
-            if (tag, bits) not in kinds or not 1 <= channels <= 64:
+            if (tag, bits) not in kinds or not 1 <= channels <= 64 or not 1000 <= rate <= 384_000:
                 raise ValueError(
-                    f"-: WAV of format {tag} with {bits} bits and {channels} channels; expected PCM or float"
+                    f"-: WAV of format {tag} with {bits} bits, {channels} channels and {rate} Hz; expected PCM or float at "
+                    "1000 to 384000 Hz: ffmpeg -i FILE -f wav -c:a pcm_s16le - | whowhen live -"
                 )
             found = rate, channels, kinds[tag, bits], bits // 8
     if found is None:

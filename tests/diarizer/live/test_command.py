@@ -340,6 +340,16 @@ def test_samples_come_as_they_are_in_the_file_and_in_the_pipe(tmp_path):
             np.testing.assert_array_equal(heard, np.float32(wave))
 
 
+@pytest.mark.parametrize(("kind", "rate_hz"), [("ULAW", 8000), ("PCM_16", 0), ("PCM_16", 2**31)])
+def test_a_pipe_that_is_not_understood_says_what_is(kind, rate_hz):
+    sound = io.BytesIO()
+    sf.write(sound, np.zeros(80), 8000, subtype=kind, format="WAV")
+    header = bytearray(sound.getvalue())
+    header[24:28] = rate_hz.to_bytes(4, "little")
+    with pytest.raises(ValueError, match=rf"1 channels and {rate_hz} Hz; expected PCM or float .*: ffmpeg -i FILE"):
+        next(iter(of_stdin(io.BytesIO(bytes(header)), None)))
+
+
 def test_what_stays_of_a_session_is_a_line_a_turn_at_once(tmp_path):
     turn = LiveTurn(1.23456, 3.0, "Ann  Lee\tx", 0.98765)
     with Recorded(tmp_path / "new", " a  b ") as recorded:
