@@ -194,6 +194,9 @@ def rows_of(found: Sequence[RunFacts]) -> list[Row]:
         alike.setdefault((row.label, row.protocol), []).append(row)
     for same in alike.values():
         _tell_apart(same)
+    for row in rows:
+        if not row.variant and row.runs[0].settings.get("cache_s"):  # then it is not the same head on other features
+            row.variant = "told of earlier voices"
     return rows
 
 

@@ -74,8 +74,10 @@ class FitConfig:
         cls = kinds.settings_of(kind)
         given = {key: value for key, value in overrides.items() if value is not None}
         in_file = read_toml(file) if file is not None else {}
-        sources = ("", presets.settings_of(kind, preset)), (str(file), in_file), ("", read_texts(cls, settings))
-        return make(cls, *sources, ("", given))
+        texts = read_texts(cls, settings)
+        protocol = {"protocol": "sound", **in_file, **texts, **given}["protocol"]
+        base = presets.settings_of(kind, preset, protocol)
+        return make(cls, ("", base), (str(file), in_file), ("", texts), ("", given))
 
     def to_json(self) -> dict[str, Any]:
         """A dict that `json` can write; `from_json` reads it back."""

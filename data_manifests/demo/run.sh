@@ -56,7 +56,7 @@ alone() { # 2: who, linearly; who spoke when, by the codec alone
   fit unfreeze unfreeze "$STORE" --preset small --config "$DEMO/unfreeze.toml"
 }
 together() { # with the voices
-  fit fusion fusion "$STORE" "${small[@]}"
+  fit fusion fusion "$STORE" "${small[@]}" --set epochs=21 # half of its examples hear what came before
   fit fusion fusion-reference "$STORE" "${small[@]}" --protocol reference
   fit cascade cascade "$STORE" --config "$DEMO/cascade.toml"
   fit proxy proxy "$STORE" --config "$DEMO/proxy.toml" --set trials="$DEMO/trials.txt"

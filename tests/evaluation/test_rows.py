@@ -193,6 +193,16 @@ def test_a_share_belongs_to_the_curve_of_its_settings(seeds: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_head_with_a_cache_is_called_so(seeds: Path) -> None:
+    """Its figures are not of the same head on other features, which the published rows compare."""
+    edit(seeds / "seed0", cache_s=15.0)
+    assert [row.variant for row in read(seeds / "seed0")] == ["told of earlier voices"]
+    assert [row.phrase for row in read(seeds / "seed0")] == ["the adapter on Mimi (told of earlier voices)"]
+    assert [row.variant for row in read(seeds)] == ["cache_s=15.0", "cache_s=None"]
+    edit(seeds / "seed1", cache_s=0.0)
+    assert [row.variant for row in read(seeds / "seed1")] == [""]
+
+
 def test_whole_recordings_stand_beside_windows(tmp_path: Path) -> None:
     """4 s of each recording of 10 s are given to another voice than in the other window."""
     diarization_run(tmp_path / "run", "adapter")

@@ -180,13 +180,26 @@ def test_a_preset_is_overridden_by_a_file_and_that_by_settings(tmp_path):
         },
         **{"warmup_steps": 100, "ema": 0.99, "thresholds": [0.3, 0.4, 0.45, 0.5, 0.6], "medians": [5, 11, 17]},
     }
-    assert [presets.settings_of(kind, "small") for kind in ("adapter", "fusion", "unfreeze")] == [small] * 3
+    cached = small | {"cache_s": 15.0, "epochs": 24}  # docs/decisions/0018
+    found = {kind: presets.settings_of(kind, "small") for kind in ("adapter", "fusion", "unfreeze")}
+    assert found == {"adapter": small, "fusion": cached, "unfreeze": small}
     assert presets.settings_of("cascade", "small") == presets.settings_of("probe", "small") == {}
     for kind in kinds.NAMES:  # "published" is what a kind's class holds
         assert FitConfig.make(kind, preset="published") == FitConfig.make(kind)
         assert FitConfig.make(kind, preset="small").kind == kind
     with pytest.raises(ValueError, match="preset must be one of published, small, found 'tiny'"):
         FitConfig.make("adapter", preset="tiny")
+
+
+def test_a_preset_leaves_out_what_the_published_procedure_has_not(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text('protocol = "reference"\n')
+    asked = {"protocol": "reference"}, {"settings": ["protocol=reference"]}, {"file": file}
+    made = [FitConfig.make("fusion", preset="small", **each) for each in asked]
+    assert [(each.cache_s, each.epochs) for each in made] == [(0, 16)] * 3
+    assert FitConfig.make("fusion", preset="small", file=file, protocol="sound").cache_s == 15
+    with pytest.raises(ConfigError, match="cache_s: the published procedure hears windows alone"):
+        FitConfig.make("fusion", preset="small", settings=["cache_s=15"], protocol="reference")
 
 
 @pytest.mark.parametrize(
