@@ -258,12 +258,9 @@ def score(
     ------
     ValueError : a collar that is negative or not finite; nothing that both could be scored on.
     """
-    unscored: dict[str, str] = {}
     if uem is None:
-        names = list(reference)
-        unscored = {
-            n: "only in the hypothesis, and no UEM says what to score" for n in hypothesis if n not in reference
-        }
+        names, why = list(reference), "only in the hypothesis, and no UEM says what to score"
+        unscored = {n: why for n in hypothesis if n not in reference}
     else:
         names = [n for n in uem if n in reference or n in hypothesis]
         unscored = {n: "not in the UEM" for n in dict.fromkeys([*reference, *hypothesis]) if n not in uem}
@@ -272,6 +269,7 @@ def score(
             f"nothing to score: {len(reference)} recordings in the reference ({_some(reference)}), "
             f"{len(hypothesis)} in the hypothesis ({_some(hypothesis)})"
             + (f", {len(uem)} in the UEM ({_some(uem)})" if uem else "")
+            + "; a recording is scored by its name in the reference, or in the UEM"
         )
     notes = []
     if absent := [n for n in names if n not in hypothesis]:

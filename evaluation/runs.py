@@ -4,8 +4,7 @@ RUN/config.json       the whole configuration, feature specs and fingerprints wi
 RUN/model.safetensors the best weights        RUN/last.safetensors  everything a resumed run needs (adapter and kin)
 RUN/history.csv       one row an epoch        RUN/result.json       counts and figures, written last
 RUN/scores.parquet    probe: one row a trial  RUN/outputs           a store with the run's own features
-RUN/ref.rttm, hyp.rttm, windows.uem           who spoke when, truth and answer, and what was scored: adapter and kin by
-                                              window, cascade by session
+RUN/ref.rttm, hyp.rttm, windows.uem           truth, answer, and what was scored: adapter and kin by window, cascade by session
 """
 
 from __future__ import annotations
@@ -277,10 +276,11 @@ def open(path: str | PathLike[str]) -> RunFiles:
     RunError : it is none, or its config.json is damaged.
     """
     path = Path(path)
-    if (config := _json(path / CONFIG)) is None and is_store(path):
-        raise RunError(f"{path}: a store, and no run; trainers fit KIND --store {path} --out RUN makes one of it")
-    if config is None:
-        raise RunError(f"{path}: not a run (no {CONFIG} in it); make one with: trainers fit")
+    if (config := _json(path / CONFIG)) is None:
+        if is_store(path):
+            raise RunError(f"{path}: a store, and no run; trainers fit KIND --store {path} --out RUN makes one of it")
+        why = "it is a file: leave it out" if path.is_file() else f"no {CONFIG} in it; make one with: trainers fit"
+        raise RunError(f"{path}: not a run ({why})")
     try:
         features = {name: FeatureSpec.from_json(entry["spec"]) for name, entry in config["features"].items()}
         return RunFiles(path, {"store": "", "protocol": config["protocol"]} | config, features)
@@ -291,7 +291,7 @@ def open(path: str | PathLike[str]) -> RunFiles:
 def _json(path: Path) -> dict[str, Any] | None:
     try:
         data = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise RunError(f"{path}: damaged: {error}") from None

@@ -411,12 +411,14 @@ def test_doctor_command(tmp_path: Path, store: featstore.Store) -> None:
         (["--ref", "absent.rttm"], "absent.rttm: no such file"),
         (["--uem", "x.uem"], "give --ref too"),
         (["nowhere"], "nowhere: not a run"),
+        (["notes.txt"], "notes.txt: not a run (it is a file: leave it out)"),
     ],
 )
 def test_wrong_use_is_exit_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: featstore.Store, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("good runs\n")
     if arguments == ["--uem", "x.uem"]:
         arguments = [*arguments, "--store", str(store.path)]
     code, out, err = run("doctor", *arguments)
