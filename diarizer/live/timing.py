@@ -36,7 +36,7 @@ class Timing:
         if not MIN_S <= latency_s <= MAX_S:
             raise ValueError(f"latency: expected {MIN_S:g} to {MAX_S:g} s, found {latency_s:g}")
         frames = max(1, int(latency_s / step_s + 1e-6))
-        # Half of it, but four frames (0.32 s) are often enough, unless answers wait for seconds and steps are dear.
-        step = min(max(1, frames // 2), max(4, frames // 8), _MOST_STEP)
+        # Half of it, but six frames (0.48 s) are often enough, unless answers wait for seconds and steps are dear.
+        step = min(max(1, frames // 2), max(6, frames // 8), _MOST_STEP)
         ahead = frames - step
         return cls(step, ahead, max(ahead, waits, round(SETTLE_S / step_s)))
