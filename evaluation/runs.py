@@ -279,8 +279,8 @@ def open(path: str | PathLike[str]) -> RunFiles:
     if (config := _json(path / CONFIG)) is None:
         if is_store(path):
             raise RunError(f"{path}: a store, and no run; trainers fit KIND --store {path} --out RUN makes one of it")
-        why = "it is a file: leave it out" if path.is_file() else f"no {CONFIG} in it; make one with: trainers fit"
-        raise RunError(f"{path}: not a run ({why})")
+        why = "(a file); leave it out" if path.is_file() else f"(no {CONFIG} in it); make one with: trainers fit"
+        raise RunError(f"{path}: not a run {why}")
     try:
         features = {name: FeatureSpec.from_json(entry["spec"]) for name, entry in config["features"].items()}
         return RunFiles(path, {"store": "", "protocol": config["protocol"]} | config, features)

@@ -411,7 +411,7 @@ def test_doctor_command(tmp_path: Path, store: featstore.Store) -> None:
         (["--ref", "absent.rttm"], "absent.rttm: no such file"),
         (["--uem", "x.uem"], "give --ref too"),
         (["nowhere"], "nowhere: not a run"),
-        (["notes.txt"], "notes.txt: not a run (it is a file: leave it out)"),
+        (["notes.txt"], "notes.txt: not a run (a file); leave it out"),
     ],
 )
 def test_wrong_use_is_exit_2(
