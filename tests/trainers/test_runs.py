@@ -60,6 +60,7 @@ def test_a_run_goes_on_with_other_settings_only_where_they_decide_nothing(
         "speakers=2",
         "conv_frames=3",
         "medians=3",
+        *(["cache_s=4"] if name == "chunk_frames" else []),
     )
     made = FitConfig.make("adapter", settings=base)
     value = {"device": "cpu", "conv_frames": "5", "medians": "5", "thresholds": "0.5"}.get(

@@ -301,7 +301,7 @@ def test_each_default_of_a_recipe_is_the_one_that_was_published() -> None:
         **{"silence": (0.15, 0.15), "layout": "conversation", "turn_prob": 0.875, "dominance_sd": 0.11},
         **{"voices": 2, "absence_s": None, "level_db": None, "rooms": None, "noise": None, "channel": None},
         **{"max_turn_s": (15.0, 15.0), "pause_s": 0.3, "level_sd_db": 2.0, "noise_snr_db": None, "min_utterances": 1},
-        **{"sample_rate_hz": 16_000, "audio_format": "flac"},
+        **{"sample_rate_hz": 16_000, "audio_format": "flac", "speeds": (1.0,)},
     }
 
 
@@ -412,7 +412,7 @@ def test_everybody_speaks_and_nobody_over_their_own_words(corpus: list[Utterance
         recipe = Recipe("dense", 1, speakers=count, **settings)
         for seed in range(15):
             rng = np.random.default_rng(seed)
-            sources = {n: _Source(n, speakers[n], recipe, rng, []) for n in list(speakers)[:count]}
+            sources = {n: _Source(n, speakers[n], recipe, rng, [], 1.0) for n in list(speakers)[:count]}
             placed = _conversation(sources, recipe, rng, 30.0)
             assert {name for start_s, name, _ in placed if start_s < 30} == set(sources)
             for name in sources:
