@@ -131,7 +131,7 @@ class StitchedHead:
 
 
 class FollowedHead:
-    """Adapter and fusion with a cache: a channel is a voice throughout. Where others are asked for than it hears: stitched."""
+    """Adapter and fusion with a cache: a channel is a voice throughout. More voices, or as many as are asked for: stitched."""
 
     def __init__(self, head: WholeHead, how: Following) -> None:
         self.head, self.how = head, how
@@ -141,14 +141,18 @@ class FollowedHead:
     def tell(self, frames: Frames, limits: Limits) -> Told:
         """See `Head.tell`."""
         active, activity = self._follow(frames)
-        count, channels = active.shape[1], self.head.config.speakers
-        if limits == ANY or limits.least <= count <= (limits.most or channels):
+        stitched = self.stitched.tell(frames, limits)
+        count, heard, channels = active.shape[1], int(stitched.active.any(0).sum()), self.head.config.speakers
+        if heard <= channels if limits == ANY else limits.least <= count <= (limits.most or channels):
             return Told(active, activity, unit(self._sounds(frames, active)), self.head.grid)
-        note = (
-            f"this run follows {channels} speakers at most and heard {count}: for as many as were asked for, windows were "
-            "put together by how their voices sound, which tells people apart less well"
+        why = (
+            f"and {heard} voices are heard:" if limits == ANY else f"and heard {count}: for as many as were asked for,"
         )
-        return self.stitched.tell(frames, limits)._replace(notes=(note,))
+        note = (
+            f"this run follows {channels} speakers at most {why} windows were put together by how their voices sound, which "
+            "tells people apart less well"
+        )
+        return stitched._replace(notes=(note,))
 
     def voices(self, frames: Frames) -> tuple[NDArray[np.float32], NDArray[np.float64], float]:
         """See `Head.voices`."""

@@ -113,6 +113,17 @@ def test_other_numbers_than_it_follows_are_a_matter_of_stitching():
     assert silent.active.shape[1] == 0 and silent.notes == ()
 
 
+def test_more_voices_than_it_follows_are_stitched_and_it_is_told():
+    """Six in turn: a head with four channels merges two pairs, windows one after the other need no more than two at once."""
+    turns = [*TURNS, (400, 460, 4), (460, 520, 0)]
+    told = head().tell(Held(spoken(*turns)), ANY)
+    assert told.active.shape[1] == 6
+    (note,) = told.notes
+    assert note.startswith(
+        "this run follows 4 speakers at most and 6 voices are heard: windows were put together by how"
+    )
+
+
 def test_a_voice_alone_can_be_enrolled():
     vectors, shares, seconds = head().voices(Held(spoken((0, 40, 3))))
     np.testing.assert_allclose(vectors, np.eye(DIM)[[3]], atol=1e-6)
