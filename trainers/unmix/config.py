@@ -33,6 +33,12 @@ class UnmixConfig(FitConfig):
         description="where the teacher's frames of the mixture stand last in feature: slots are weighted means of them and a "
         "learnt correction",
     )
+    correction: bool = Field(True, description="of slots of windows; off: nothing but their weights is learnt")
+    windows_of: str = Field(
+        "",
+        description="the feature whose frames of the mixture are the windows, on a mean of their own: the teacher's network on "
+        'other lengths; "": the teacher\'s own',
+    )
     steps: Count = Field(4000, description="of training")
     batch_size: Count = Field(32, description="mixtures a step")
     lr: Positive = Field(1e-3, description="highest learning rate of AdamW; rises over the first tenth, then falls")
@@ -52,12 +58,17 @@ class UnmixConfig(FitConfig):
 
     @property
     def features(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*self.inputs, self.teacher)))
+        return tuple(dict.fromkeys((*self.inputs, self.teacher, self.heard_in)))
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The features that are taken apart, side by side."""
         return tuple(self.feature.split("+"))
+
+    @property
+    def heard_in(self) -> str:
+        """The feature whose frames of a mixture are the windows."""
+        return self.windows_of or self.teacher
 
     @model_validator(mode="after")
     def _sound(self) -> UnmixConfig:
@@ -66,9 +77,10 @@ class UnmixConfig(FitConfig):
                 "the published procedure chooses slots by the clean target, so there is no reference protocol of it: "
                 "leave it out"
             )
-        if self.windows and self.teacher in self.inputs[:-1]:
+        if self.windows and self.heard_in in self.inputs[:-1]:
             raise ValueError(
-                f"windows=true: the teacher must stand last in feature, found {self.feature!r} with teacher {self.teacher!r}"
+                f"windows=true: the teacher, or windows_of, must stand last in feature, found {self.feature!r} with "
+                f"{self.heard_in!r}"
             )
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads, found {self.width} and {self.heads}")

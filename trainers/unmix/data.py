@@ -39,7 +39,13 @@ class Mixture:
 
 @dataclass(frozen=True)
 class UnmixData:
-    """Mixtures to train on, to choose by, and to measure on; recordings of dev and test, by id. No speaker is in two."""
+    """Mixtures to train on, to choose by, and to measure on; recordings of dev and test, by id. No speaker is in two.
+
+    Attributes
+    ----------
+    centre : (size,) mean of the training voices. windows_centre : (size,) of the training mixtures' windows, where these are
+        another feature than the teacher's; None otherwise.
+    """
 
     train: list[Mixture]
     dev: list[Mixture]
@@ -47,6 +53,7 @@ class UnmixData:
     centre: NDArray[np.float32]
     recordings: dict[str, dict[str, tuple[Turn, ...]]]
     notes: list[str] = field(default_factory=list)
+    windows_centre: NDArray[np.float32] | None = None
 
 
 def towards(vectors: NDArray[Any], centre: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -65,7 +72,8 @@ def load_data(config: UnmixConfig, store: Store) -> UnmixData:
 
     Raises
     ------
-    ConfigError : a split without mixtures; a speaker in two splits; voices whose teacher was not extracted.
+    ConfigError : a split without mixtures; a speaker in two splits; voices whose teacher was not extracted; windows of another
+        size than the teacher's.
     """
     table = store.utterances
     columns = [table[name].to_pylist() for name in ("recording", "speaker", "split", "turns")]
@@ -93,7 +101,7 @@ def load_data(config: UnmixConfig, store: Store) -> UnmixData:
     _check_apart({split: {s for id in ids for _, s in tracks[id]} for split, ids in by_split.items()})
     every = [track for ids in by_split.values() for id in ids for track, _ in tracks[id]]
     _check_held(store, config.teacher, every)
-    for feature in config.inputs:
+    for feature in dict.fromkeys((*config.inputs, *filter(None, [config.windows_of]))):
         _check_held(store, feature, [id for ids in by_split.values() for id in ids])
     pooled = dict(zip(every, store.pooled(config.teacher, every), strict=True))
     centre = np.mean([pooled[t] for id in by_split["train"] for t, _ in tracks[id]], axis=0).astype(np.float32)
@@ -118,7 +126,19 @@ def load_data(config: UnmixConfig, store: Store) -> UnmixData:
     notes = []
     if missing := [split for split, found in recordings.items() if not found]:
         notes.append(f"no memory was tried: the store has no recordings with turns in {' or '.join(missing)}")
-    return UnmixData(made["train"], made["dev"], made["test"], centre, recordings, notes)
+    own = _windows_centre(store, config, by_split["train"]) if config.windows_of else None
+    return UnmixData(made["train"], made["dev"], made["test"], centre, recordings, notes, own)
+
+
+def _windows_centre(store: Store, config: UnmixConfig, ids: Sequence[str]) -> NDArray[np.float32]:
+    """The mean of all windows of these mixtures (size,): what all of that length have in common."""
+    size, there = (store.features[name].dim for name in (config.teacher, config.windows_of))
+    if there != size:
+        raise ConfigError(
+            f"windows_of must be of the size of the teacher {config.teacher!r}, {size}; {config.windows_of!r} has {there}"
+        )
+    counts = [store.num_frames(config.windows_of, id) for id in ids]
+    return np.average(store.pooled(config.windows_of, ids), axis=0, weights=counts).astype(np.float32)
 
 
 def read_all(store: Store, features: Sequence[str], id: str) -> NDArray[np.float16]:

@@ -50,6 +50,8 @@ def fit_unmix(
     network = make_network(config, data.train[0].frames.shape[1], len(data.centre))
     network.scale.take(scale_of(store, config.inputs, [m.id for m in data.train]))
     network.centre.copy_(torch.from_numpy(data.centre))
+    if network.own_centre is not None and data.windows_centre is not None:
+        network.own_centre.copy_(torch.from_numpy(data.windows_centre))
     device = pick_device(config.device)
     run.begin()
     training = Training(run, data, network, device, progress if progress is not None else Unseen(), on_step)
@@ -64,7 +66,7 @@ def _finish(
 ) -> dict[str, Any]:
     config, state, network, device = run.config, training.state, training.network, training.device
     began = time.perf_counter()
-    dev, test = (Heard.of(of, network, store, config.teacher, device) for of in (data.dev, data.test))
+    dev, test = (Heard.of(of, network, store, config.heard_in, device) for of in (data.dev, data.test))
     # Counts that nothing was trained on decide nothing.
     known = {len(m.voices) for m in data.train}
     usual = Heard(*_only(dev, known))
@@ -86,7 +88,7 @@ def _finish(
         "warnings": run.warnings,
         "notes": [
             *data.notes,
-            *([] if both else [f"no windows of {config.teacher}: it was not extracted of the mixtures"]),
+            *([] if both else [f"no windows of {config.heard_in}: it was not extracted of the mixtures"]),
         ],
         "num_mixtures": len(data.train),
         "num_speakers": len(training.numbers),

@@ -44,7 +44,9 @@ def make_network(config: UnmixConfig, dim: int, size: int) -> Unmixer:
             config.conv_frames,
             config.dropout,
             config.input_dropout,
-            config.windows and config.teacher in config.inputs,
+            config.windows and config.heard_in in config.inputs,
+            bool(config.windows_of),
+            config.correction,
         )
 
 

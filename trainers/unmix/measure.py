@@ -45,12 +45,13 @@ class Heard:
     windows: list[Vectors] | None
 
     @classmethod
-    def of(cls, mixtures: list[Mixture], network: Unmixer, store: Store, teacher: str, device: torch.device) -> Heard:
+    def of(cls, mixtures: list[Mixture], network: Unmixer, store: Store, feature: str, device: torch.device) -> Heard:
+        """Windows are the frames of `feature`, where all mixtures have them."""
         sets, existence = predict(network, [m.frames for m in mixtures], device)
-        rows = store.index(teacher).rows
+        rows = store.index(feature).rows
         held = all(m.id in rows for m in mixtures)
-        centre = network.centre.cpu().numpy()
-        windows = [towards(store.frames(teacher, m.id), centre) for m in mixtures] if held else None
+        centre = network.windows_centre.cpu().numpy()
+        windows = [towards(store.frames(feature, m.id), centre) for m in mixtures] if held else None
         return cls(mixtures, sets, existence, windows)
 
     @property

@@ -45,7 +45,7 @@ def talk_of(
 ) -> Talk:
     """Cut a recording into chunks, the last one half as long at least, and let each system hear them.
 
-    Systems: "unmix"; where the store has the teacher's frames of it "windows" (grouped within the chunk) and "mean".
+    Systems: "unmix"; where the store has the windows' feature of it "windows" (grouped within the chunk) and "mean".
     """
     grid = store.features[config.inputs[0]].grid
     size = max(1, round(config.chunk_s / grid.step_s))
@@ -53,8 +53,9 @@ def talk_of(
     starts = [first for first in range(0, len(frames), size) if first == 0 or len(frames) - first >= size / 2]
     sets, existence = predict(network, [frames[first : first + size] for first in starts], device)
     voices = {"unmix": [existing(s, x, threshold) for s, x in zip(sets, existence, strict=True)]}
-    if grouping is not None and id in store.index(config.teacher).rows:
-        windows = towards(on_grid(store, config.teacher, id, grid, len(frames)), network.centre.cpu().numpy())
+    if grouping is not None and id in store.index(config.heard_in).rows:
+        heard = on_grid(store, config.heard_in, id, grid, len(frames))
+        windows = towards(heard, network.windows_centre.cpu().numpy())
         chunks = [_once(windows[first : first + size]) for first in starts]
         voices["windows"] = [grouping(chunk, config.slots) for chunk in chunks]
         voices["mean"] = [unit(chunk.mean(0))[None] for chunk in chunks]

@@ -16,12 +16,13 @@ import featstore
 from cli.trainers import app
 from evaluation.report import report
 from featstore import FrameGrid, Store, Turn, Utterance
+from featstore.store.reader import store_utterances
 from tests.mixtures import DIM, FRAMES, SIZE, make_store
 from tests.sessions import spec
 from trainers.config import ConfigError, FitConfig
 from trainers.runs import Run
 from trainers.unmix.config import UnmixConfig
-from trainers.unmix.data import load_data, on_grid, read_all
+from trainers.unmix.data import _windows_centre, load_data, on_grid, read_all
 from trainers.unmix.fit import fit_unmix
 from trainers.unmix.loop import make_network
 from trainers.unmix.measure import Heard
@@ -230,6 +231,18 @@ def test_slots_of_windows_are_weighted_means_of_what_the_teacher_says_of_the_mix
         torch.testing.assert_close(found[0], (expected / expected.norm()).expand(3, -1), atol=1e-5, rtol=0)
 
 
+def test_without_a_correction_a_slot_is_nothing_but_windows() -> None:
+    """Whatever the weights are, after training too: a voice that is alone passes as it is."""
+    network, frames = windowed("correction=false"), torch.randn(1, 1, DIM + SIZE).expand(1, 6, -1)
+    with torch.no_grad():
+        for weights in network.parameters():
+            weights.normal_()
+        found, _ = network(frames, torch.ones(1, 6, dtype=torch.bool))
+    torch.testing.assert_close(found[0], seen(frames, network.centre)[0, :1].expand(3, -1), atol=1e-5, rtol=0)
+    # Where slots are not of windows there is nothing to leave out.
+    assert config("correction=false").windows is False and make_network(config("correction=false"), DIM, SIZE).embedding
+
+
 def test_slots_of_windows_learn_which_to_listen_to(store: Store, tmp_path: Path) -> None:
     """The made-up teacher hears one voice a frame: which frames are whose is all there is to learn."""
     made = config("feature=mimi+titanet", "windows=true", "steps=60", "lr=1e-2", "looks=1")
@@ -240,11 +253,50 @@ def test_slots_of_windows_learn_which_to_listen_to(store: Store, tmp_path: Path)
     assert result["dev_cosine"] > 0.8 > learnt["dev_cosine"]
 
 
+def test_windows_of_another_length_are_directions_from_their_own_mean(tmp_path: Path) -> None:
+    """Half as long and each in another place of the space: what they share is taken off, so they say what the teacher's say."""
+    store, away = make_store(tmp_path / "store", recordings=1), np.full(SIZE, 3, np.float32)
+    short = replace(spec("short", SIZE), grid=FrameGrid(first_centre_s=0.02, step_s=0.04))
+    mixed = [u for u in store_utterances(store) if u.speaker is None]
+    with featstore.writer(store.path, short) as writer:
+        for u in mixed:
+            writer.add(u, np.repeat(store.frames("titanet", u.id).astype(np.float32) + away, 2, 0))
+    store = featstore.open(store.path)
+    made = config("feature=short", "windows_of=short", "windows=true", "correction=false", "steps=2", "looks=1")
+    result = fit_unmix(Run.create(tmp_path / "run", made, store), store)
+    assert result["features"] == ["short", "titanet"] and result["inputs"] == ["short"]
+    tensors, _ = Run.open(tmp_path / "run").read_tensors("model.safetensors")
+    heard = np.concatenate(
+        [store.frames("short", u.id) for u in mixed if u.split == "train" and not u.id.startswith("talk")]
+    )
+    np.testing.assert_allclose(tensors["own_centre"], heard.astype(np.float64).mean(0), atol=1e-2)
+    # Grouped windows are these, from there: in a mixture and in a recording.
+    assert result["dev"]["windows"]["identified"] > 0.9 and result["memory"]["windows"]["dev_f1"] > 0.9
+    network = make_network(made, SIZE, SIZE).eval()
+    network.load_state_dict(tensors)
+    id = next(u.id for u in mixed if u.id == "mix-dev-0")
+    frames = torch.from_numpy(store.frames("short", id)[:1].astype(np.float32))[None]
+    with torch.no_grad():
+        alone, _ = network(frames, torch.ones(1, 1, dtype=torch.bool))
+    expected = seen(frames, network.own_centre)[0, 0]
+    torch.testing.assert_close(alone[0], expected.expand(3, -1), atol=1e-5, rtol=0)
+
+
+def test_the_mean_of_windows_is_of_all_windows_not_of_mixtures(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, ids = config("windows_of=titanet"), ["mix-train-0", "mix-train-1"]
+    monkeypatch.setattr(Store, "num_frames", lambda self, feature, id: 1 if id == ids[0] else 3)
+    first, second = store.pooled("titanet", ids)
+    np.testing.assert_allclose(_windows_centre(store, made, ids), (first + 3 * second) / 4, rtol=1e-5)
+    with pytest.raises(ConfigError, match="of the size of the teacher 'titanet', 8; 'mimi' has 16"):
+        load_data(config("windows_of=mimi"), store)
+
+
 def test_a_run_from_before_there_were_windows_opens_as_it_was(store: Store, tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", config("feature=mimi+titanet"), store)
     fit_unmix(run, store)
     there = json.loads((run.path / "config.json").read_text())
-    del there["config"]["windows"]
+    for setting in ("windows", "windows_of", "correction"):
+        del there["config"][setting]
     (run.path / "config.json").write_text(json.dumps(there))
     old = Run.open(run.path)
     make_network(old.config, DIM + SIZE, SIZE).load_state_dict(old.read_tensors("model.safetensors")[0])
@@ -300,7 +352,7 @@ def test_a_speaker_in_two_splits_is_refused(tmp_path: Path) -> None:
         (("width=18", "heads=4"), "multiple of heads, found 18 and 4"),
         (
             ("feature=titanet+mimi", "windows=true"),
-            "the teacher must stand last in feature, found 'titanet.mimi' with teacher 'titanet'",
+            "the teacher, or windows_of, must stand last in feature, found 'titanet.mimi' with 'titanet'",
         ),
     ],
 )

@@ -55,7 +55,7 @@ def test_each_default_is_the_one_that_was_measured() -> None:
             "conv_frames": 5,
         },
         **{"dropout": 0.1, "input_dropout": 0.2, "steps": 4000, "batch_size": 32, "lr": 1e-3, "weight_decay": 0.01},
-        **{"windows": False},
+        **{"windows": False, "windows_of": "", "correction": True},
         **{"existence": 1.0, "apart": 1.0, "apart_margin": 0.3, "contrast": 0.5, "scale": 10.0, "looks": 20},
         **{"chunk_s": 3.5, "memory_thresholds": tuple(k / 10 for k in range(1, 9)), "checkpoint_steps": 200},
     }
