@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -129,6 +130,8 @@ class Remote:
             except (errors.BaseError, OSError) as error:
                 # obstore has classes for what becomes of a file, but says only in words why a listing failed, and
                 # that it found no credentials and asked the machine for some.
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                    raise  # of the disk that is written to here, at which no server is to blame
                 if _MACHINE_ROLE in str(error):
                     raise StoreError(
                         f"{self.url}: no credentials in the environment; s3:// needs AWS_ACCESS_KEY_ID and "

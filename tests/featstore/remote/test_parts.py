@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +109,21 @@ def test_what_was_stopped_is_not_tried_again(far: client.Remote) -> None:
     with pytest.raises(StoreError, match="given up after 1 attempts"):
         far.read("x")
     assert len(left) == 8
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_here_is_no_fault_of_the_server(far: client.Remote, tmp_path: Path, number: int) -> None:
+    """Neither tried again nor told of the server: the file that was written to is named."""
+    tried: list[str] = []
+
+    def full(store: Any, path: str) -> Any:
+        tried.append(path)
+        raise OSError(number, os.strerror(number))
+
+    far._obstore = SimpleNamespace(get=full, exceptions=far._obstore.exceptions)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        far.download("x", tmp_path / "x", 4, tmp_path / "scratch")
+    assert caught.value.errno == number and "x" in str(caught.value.filename) and tried == ["x"]
 
 
 def raised(error: BaseException) -> Callable[[], bytes]:
