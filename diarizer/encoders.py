@@ -48,10 +48,12 @@ def _encoder(run: Run, spec: FeatureSpec, weights: str | None, device: str) -> E
             for key in ("model", "weights_sha256", "dim", "dtype", "sample_rate_hz", "grid", "settings")
             if getattr(found, key) != getattr(spec, key)
         ]
+        where = f"Give the weights it was trained on (--weights {spec.name}=PATH)"
+        if found.weights_sha256 == spec.weights_sha256:
+            where = "The weights are the same: use the encoder as it was then"
         raise FingerprintMismatch(
             f"{run.path}: was trained on feature {spec.name!r} with fingerprint {spec.fingerprint}, this encoder has "
-            f"{found.fingerprint}: {'; '.join(differs)}. Give the weights it was trained on (--weights {spec.name}=PATH), "
-            "or train a new run on features of these"
+            f"{found.fingerprint}: {'; '.join(differs)}. {where}, or train a new run on features of these"
         )
     return made
 

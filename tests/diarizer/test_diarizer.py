@@ -221,9 +221,23 @@ def test_what_is_no_voice_is_refused_with_the_reason(tone_run, wave, why):
 def test_another_encoder_is_refused(tone_run, monkeypatch):
     monkeypatch.setattr(FakeExtractor, "__init__", _other)
     with pytest.raises(
-        FingerprintMismatch, match=r"fingerprint [0-9a-f]{16}, this encoder has .*weights_sha256 0{12}…"
+        FingerprintMismatch,
+        match=r"fingerprint [0-9a-f]{16}, this encoder has .*weights_sha256 0{12}….*--weights fake=PATH",
     ):
         load(tone_run).encoders  # noqa: B018
+
+
+def test_an_encoder_that_changed_is_not_put_down_to_its_weights(tone_run, monkeypatch):
+    def coarser(self, *args, **kwargs):
+        _made(self, *args, **kwargs)
+        self.spec = dataclasses.replace(self.spec, grid=FrameGrid(0.0, 0.5))
+
+    monkeypatch.setattr(FakeExtractor, "__init__", coarser)
+    with pytest.raises(
+        FingerprintMismatch, match=r"grid FrameGrid.*The weights are the same: use the encoder"
+    ) as caught:
+        load(tone_run).encoders  # noqa: B018
+    assert "--weights" not in str(caught.value)
 
 
 _made = FakeExtractor.__init__
