@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 import featstore
+from featstore.store.address import as_url
 from featstore.store.layout import StoreError
 from featstore.store.reader import Store
 from featstore.types import Frames
@@ -119,11 +120,12 @@ class Crops(Dataset[dict[str, Any]]):
         What is at hand is read here and first, before what comes may take its place: a thread costs more than such a crop.
         """
         drawn = [self._draw(item) for item in items]
+        if as_url(self._address) is None:
+            return [self._made(crop, self._read(crop)) for crop in drawn]
         found = {n: self._read(crop) for n, crop in enumerate(drawn) if self._at_hand(crop)}
         if far := [n for n in range(len(drawn)) if n not in found]:
-            with ThreadPoolExecutor(
-                AT_ONCE
-            ) as pool:  # which only wait: torch in a new thread starts threads of its own
+            # Threads only wait: torch in a new one starts threads of its own.
+            with ThreadPoolExecutor(AT_ONCE) as pool:
                 found |= zip(far, pool.map(lambda n: self._read(drawn[n]), far), strict=True)
         return [self._made(crop, found[n]) for n, crop in enumerate(drawn)]
 
