@@ -140,17 +140,22 @@ class FollowedHead:
 
     def tell(self, frames: Frames, limits: Limits) -> Told:
         """See `Head.tell`."""
+        channels = self.head.config.speakers
+        if limits == ANY:
+            stitched = self.stitched.tell(frames, limits)
+            heard = int(stitched.active.any(0).sum())
+            if heard > channels:
+                return self._noted(stitched, f"and {heard} voices are heard:")
         active, activity = self._follow(frames)
-        stitched = self.stitched.tell(frames, limits)
-        count, heard, channels = active.shape[1], int(stitched.active.any(0).sum()), self.head.config.speakers
-        if heard <= channels if limits == ANY else limits.least <= count <= (limits.most or channels):
+        count = active.shape[1]
+        if limits == ANY or limits.least <= count <= (limits.most or channels):
             return Told(active, activity, unit(self._sounds(frames, active)), self.head.grid)
-        why = (
-            f"and {heard} voices are heard:" if limits == ANY else f"and heard {count}: for as many as were asked for,"
-        )
+        return self._noted(self.stitched.tell(frames, limits), f"and heard {count}: for as many as were asked for,")
+
+    def _noted(self, stitched: Told, why: str) -> Told:
         note = (
-            f"this run follows {channels} speakers at most {why} windows were put together by how their voices sound, which "
-            "tells people apart less well"
+            f"this run follows {self.head.config.speakers} speakers at most {why} windows were put together by how their voices "
+            "sound, which tells people apart less well"
         )
         return stitched._replace(notes=(note,))
 
